@@ -1,0 +1,208 @@
+// The interface between the executor and the per-ISA CPU kernels.
+//
+// Every kernel works on one image. Maps are planar: a plane pointer points at pixel (0,0), rows are
+// `pitch` floats apart, the floats between width and pitch and the guards around a plane are zero.
+// Work is done in blocks of 16 consecutive floats; `store_mask[b]` bit i is set where position 16*b+i
+// is a pixel. Kernels read up to one block past the last pixel row and never write a non-pixel, except
+// that they may store zeros there. Sizes are in elements (floats) unless said otherwise.
+//
+// The same source of each kernel family is compiled once per ISA; `kernel_table(isa)` hands out the
+// function pointers. Preconditions stand beside each entry; kernels do not check them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dynprune::cpu {
+
+constexpr int kBlock = 16;  // floats per block of positions, on every ISA
+
+struct Clamp {
+  float lo, hi;  // NaN passes; (-inf, inf) is the identity
+};
+
+// Geometry of a planar map.
+struct PlaneShape {
+  int32_t height, width, pitch;
+  int32_t blocks;              // ceil(((height - 1) * pitch + width) / 16)
+  const uint16_t* store_mask;  // [blocks]
+};
+
+// ---- convolution ------------------------------------------------------------------------------
+
+// What is done to a finished sum; see docs/internals.md. Arrays are indexed by the entries of
+// ConvCall::out_channel; `residual` by position in that list. Null = absent.
+struct Epilogue {
+  const float* bias;
+  const float* gate;
+  const float* shift;
+  const float* const* residual;
+  Clamp inner, outer;
+};
+
+// One image, one group. Lists ascend. Live planes only: nothing else is read or written.
+struct ConvCall {
+  const float* const* input;   // [n_in] planes (for a phase-split map: plane of phase 0)
+  const int32_t* in_channel;   // [n_in] column of the weights
+  int32_t n_in;
+  float* const* output;        // [n_out] planes; may alias residual planes, never input planes
+  const int32_t* out_channel;  // [n_out] row of the weights
+  int32_t n_out;
+  Epilogue epilogue;
+};
+
+// Direct planar convolution. out[p] = sum over c, t of w[k][c][t] * in_c[p + tap_offset[t]].
+struct DirectShape {
+  int32_t in_channels, out_channels;  // of the group
+  int32_t taps;
+  const int32_t* tap_offset;  // [taps] floats; includes padding, dilation and the phase planes
+  PlaneShape out;             // pitch equals the input's (or phase planes') pitch
+};
+// weights: [out_channels][in_channels][taps], as in the model. first_block..last_block: the blocks of
+// positions to compute, so that threads may split pixels; the n_out list may be split as well.
+using ConvDirectFn = void (*)(const DirectShape&, const float* weights, const ConvCall&,
+                              int32_t first_block, int32_t last_block);
+
+// Depthwise: output channel k reads input channel k / multiplier. Same addressing as above.
+// input[i] is the plane that feeds output[i], or null where that input is exactly zero.
+using ConvDepthwiseFn = void (*)(const DirectShape&, const float* weights, const ConvCall&);
+
+// Winograd F(m x m, 3x3), stride 1, padding 1, dilation 1. m is 2 or 4.
+struct WinogradShape {
+  int32_t in_channels, out_channels;
+  int32_t m;
+  PlaneShape out;  // same height, width and pitch as the input
+};
+enum class WinogradWeights : int32_t {
+  kTransformed,  // stored transformed: (m+2)^2 matrices; for small layers
+  kOnTheFly,     // stored as [K/16][C][9][16], live pairs transformed per image; 4x less memory
+};
+struct WinogradSizes {
+  size_t weights;        // floats of packed weights
+  size_t input_scratch;  // floats of V for all inputs live, shared by the threads of one image
+  size_t thread_scratch; // floats per thread for winograd_output
+};
+using WinogradSizesFn = WinogradSizes (*)(const WinogradShape&, WinogradWeights);
+using WinogradPackFn = void (*)(const WinogradShape&, WinogradWeights, const float* weights, float* packed);
+// Transforms live inputs [first, last) of call.input into v. All must be done before winograd_output.
+using WinogradInputFn = void (*)(const WinogradShape&, const ConvCall&, int32_t first, int32_t last, float* v);
+// Multiplies, transforms back and finishes live outputs [first, last). v as written for all n_in.
+using WinogradOutputFn = void (*)(const WinogradShape&, WinogradWeights, const float* packed, const float* v,
+                                  const ConvCall&, int32_t first, int32_t last, float* thread_scratch);
+
+// ---- planar elementwise, pooling, layout ------------------------------------------------------
+
+enum class Unary : int32_t {
+  kRelu, kClamp, kLeakyRelu, kSigmoid, kTanh, kSilu, kHardswish, kHardsigmoid, kMish, kSoftplus, kElu, kGelu,
+  kGeluTanh, kNeg, kAbs, kSqrt, kRsqrt, kExp, kLog, kReciprocal, kRound, kFloor, kCeil, kTrunc, kSign, kNot,
+  kIsNan, kErf, kSquare, kSin, kCos, kPowScalar, kAffine /* x*a + b */, kCastInt, kCastBool,
+};
+enum class Binary : int32_t {
+  kAdd, kSub, kMul, kDiv, kMaximum, kMinimum, kPow, kRemainder, kFloorDivide, kEq, kNe, kLt, kLe, kGt, kGe,
+  kAnd, kOr, kXor,
+};
+enum class Reduce : int32_t { kMean, kSum, kMeanAbs, kSumAbs, kSumSquares, kL2, kMax, kMin, kMaxAbs };
+
+// y = f(x; a, b) on one plane; y may be x. Pads of y stay zero.
+using PlaneUnaryFn = void (*)(Unary, float a, float b, const PlaneShape&, const float* x, float* y);
+// y = f(x0, x1) on one plane, then clamp. A null operand stands for the constant plane of value `scalar`.
+using PlaneBinaryFn = void (*)(Binary, Clamp, const PlaneShape&, const float* x0, const float* x1, float scalar, float* y);
+using PlaneFillFn = void (*)(const PlaneShape&, float value, float* y);
+// Reduction over the pixels of one plane in one fixed order (block lanes, then a fixed tree).
+using PlaneReduceFn = float (*)(Reduce, const PlaneShape&, const float* x);
+
+struct PoolShape {
+  PlaneShape in, out;
+  int32_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+  int32_t count_include_pad;  // average only
+  int32_t pad_bottom, pad_right;
+  int32_t divisor;            // average only; 0 = the number of taps
+};
+using PlanePoolFn = void (*)(const PoolShape&, const float* x, float* y);  // windows that leave the map see -inf (max) or 0
+using PlaneAdaptivePoolFn = void (*)(const PlaneShape& in, const PlaneShape& out, bool average, const float* x, float* y);
+
+// Splits one plane into stride*stride phase planes `phase_stride` floats apart:
+// phase (r, s) holds rows r, r+stride, ... and columns s, s+stride, ... of the input; `phase` gives
+// height, width and pitch of the phase planes (rows or columns beyond the input are zero).
+using PhaseSplitFn = void (*)(const PlaneShape& in, const PlaneShape& phase, int32_t stride, int64_t phase_stride,
+                              const float* x, float* y);
+
+// Contiguous [H][W] floats to a plane and back.
+using PlaneLoadFn = void (*)(const PlaneShape&, const float* dense, float* y);
+using PlaneStoreFn = void (*)(const PlaneShape&, const float* x, float* dense);
+
+// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]); c ascends within fixed lanes, so that the result does not
+// depend on zeros being skipped. weights [K][C], x [C].
+using LinearFn = void (*)(int32_t out_features, int32_t in_features, const float* weights, const float* bias,
+                          const float* x, Clamp, float* y);
+
+// ---- flat tensors -----------------------------------------------------------------------------
+
+constexpr int kMaxRank = 8;
+struct Tensor {  // contiguous, one image: the batch dimension is gone
+  float* data;
+  int32_t rank;
+  int64_t shape[kMaxRank];
+};
+// One operator on flat tensors. ints/floats carry the attributes in the order that
+// backends/cpu/flat_ops.py writes them. No allocation: `scratch` has flat_scratch floats.
+struct FlatCall {
+  const Tensor* in;
+  int32_t n_in;
+  Tensor* out;
+  int32_t n_out;
+  const int64_t* ints;
+  int32_t n_ints;
+  const float* floats;
+  int32_t n_floats;
+  float* scratch;
+};
+using FlatFn = void (*)(const FlatCall&);
+struct FlatOp {
+  const char* name;  // the IR operator
+  FlatFn run;
+};
+
+// ---- the table --------------------------------------------------------------------------------
+
+struct KernelTable {
+  const char* isa;
+  int32_t lanes;
+  // Register tiles: live outputs and blocks that the direct kernel handles at once (for the cost model and for splitting work).
+  int32_t direct_tile_channels, direct_tile_blocks;
+  ConvDirectFn conv_direct;
+  ConvDepthwiseFn conv_depthwise;
+  bool has_winograd;
+  WinogradSizesFn winograd_sizes;
+  WinogradPackFn winograd_pack;
+  WinogradInputFn winograd_input;
+  WinogradOutputFn winograd_output;
+  PlaneUnaryFn plane_unary;
+  PlaneBinaryFn plane_binary;
+  PlaneFillFn plane_fill;
+  PlaneReduceFn plane_reduce;
+  PlanePoolFn plane_max_pool, plane_avg_pool;
+  PlaneAdaptivePoolFn plane_adaptive_pool;
+  PhaseSplitFn phase_split;
+  PlaneLoadFn plane_load;
+  PlaneStoreFn plane_store;
+  LinearFn linear;
+  const FlatOp* flat_ops;
+  int32_t n_flat_ops;
+};
+
+// Each family fills its part; defined once per ISA in the family's source, e.g. fill_conv_direct_avx512.
+#define DYNPRUNE_DECLARE_FAMILIES(ISA)            \
+  void fill_conv_direct_##ISA(KernelTable&);      \
+  void fill_conv_depthwise_##ISA(KernelTable&);   \
+  void fill_conv_winograd_##ISA(KernelTable&);    \
+  void fill_plane_elementwise_##ISA(KernelTable&);\
+  void fill_plane_pooling_##ISA(KernelTable&);    \
+  void fill_plane_layout_##ISA(KernelTable&);     \
+  void fill_linear_##ISA(KernelTable&);           \
+  void fill_flat_ops_##ISA(KernelTable&);
+DYNPRUNE_DECLARE_FAMILIES(generic)
+DYNPRUNE_DECLARE_FAMILIES(avx2)
+DYNPRUNE_DECLARE_FAMILIES(avx512)
+
+}  // namespace dynprune::cpu

@@ -1,0 +1,97 @@
+// Small named wrappers around the SIMD registers of one ISA. A kernel source includes this once and
+// is compiled with DYNPRUNE_ISA set to generic, avx2 or avx512. `Vec` holds kLanes floats;
+// kBlock / kLanes of them cover one block of positions. Everything has internal linkage, so that no
+// code of one ISA can be picked by the linker for another.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define DYNPRUNE_CAT_(a, b) a##_##b
+#define DYNPRUNE_CAT(a, b) DYNPRUNE_CAT_(a, b)
+// Name of this ISA's copy of a function: DYNPRUNE_ISA_NAME(fill_linear) -> fill_linear_avx512.
+#define DYNPRUNE_ISA_NAME(stem) DYNPRUNE_CAT(stem, DYNPRUNE_ISA)
+#define DYNPRUNE_INLINE inline __attribute__((always_inline))
+#define DYNPRUNE_UNROLL _Pragma("GCC unroll 64")
+
+namespace dynprune::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+
+constexpr int kLanes = 16;
+using Vec = __m512;
+DYNPRUNE_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+DYNPRUNE_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+DYNPRUNE_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
+DYNPRUNE_INLINE Vec zero() { return _mm512_setzero_ps(); }
+DYNPRUNE_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+DYNPRUNE_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+DYNPRUNE_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+DYNPRUNE_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+DYNPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+// The second operand survives where either is NaN (x86 semantics): clamps keep a NaN in `b`.
+DYNPRUNE_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+DYNPRUNE_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+DYNPRUNE_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a); }
+// Lanes whose bit is clear become zero. Bits beyond kLanes are ignored.
+DYNPRUNE_INLINE Vec keep(uint32_t bits, Vec v) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v); }
+// Keeps the register allocator from folding the load into every use (measured: 105 instead of 245 GFLOP/s).
+DYNPRUNE_INLINE void pin(Vec& v) { asm volatile("" : "+v"(v)); }
+
+#elif defined(__AVX2__)
+
+constexpr int kLanes = 8;
+using Vec = __m256;
+DYNPRUNE_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
+DYNPRUNE_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+DYNPRUNE_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
+DYNPRUNE_INLINE Vec zero() { return _mm256_setzero_ps(); }
+DYNPRUNE_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+DYNPRUNE_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+DYNPRUNE_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+DYNPRUNE_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+DYNPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+DYNPRUNE_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+DYNPRUNE_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+DYNPRUNE_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+DYNPRUNE_INLINE Vec keep(uint32_t bits, Vec v) {
+  const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit);
+  return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane_bit)), v);
+}
+DYNPRUNE_INLINE void pin(Vec& v) { asm volatile("" : "+x"(v)); }
+
+#else
+
+constexpr int kLanes = 4;
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t VecInt __attribute__((vector_size(16)));
+DYNPRUNE_INLINE Vec load(const float* p) { Vec v; __builtin_memcpy(&v, p, sizeof v); return v; }
+DYNPRUNE_INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+DYNPRUNE_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
+DYNPRUNE_INLINE Vec zero() { return Vec{0, 0, 0, 0}; }
+DYNPRUNE_INLINE Vec add(Vec a, Vec b) { return a + b; }
+DYNPRUNE_INLINE Vec sub(Vec a, Vec b) { return a - b; }
+DYNPRUNE_INLINE Vec mul(Vec a, Vec b) { return a * b; }
+DYNPRUNE_INLINE Vec div(Vec a, Vec b) { return a / b; }
+DYNPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+DYNPRUNE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+DYNPRUNE_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+DYNPRUNE_INLINE Vec abs(Vec a) { return (Vec)((VecInt)a & (VecInt{0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff})); }
+DYNPRUNE_INLINE Vec keep(uint32_t bits, Vec v) {
+  const VecInt lane_bit = {1, 2, 4, 8};
+  const VecInt b = static_cast<int32_t>(bits) - VecInt{};
+  return (Vec)((VecInt)v & ((b & lane_bit) == lane_bit));
+}
+DYNPRUNE_INLINE void pin(Vec&) {}
+
+#endif
+
+constexpr int kVecsPerBlock = 16 / kLanes;
+
+}  // namespace
+}  // namespace dynprune::cpu
