@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,12 @@ DTYPES: dict[str, np.dtype] = {
     "i64": np.dtype(np.int64),
     "bool": np.dtype(np.bool_),
 }
+
+#: Largest rank of a value, the batch included.
+MAX_RANK = 8
+
+#: Largest number of elements of a value, per image. Offsets inside one tensor then fit 32 bits.
+MAX_ELEMENTS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,22 @@ class TensorType:
         if not self.batched or self.rank < 2:
             raise ValueError(f"{self} has no channel dimension")
         return self.shape[1]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of one image (of the whole tensor where it is not batched)."""
+        return math.prod(self.shape[1:] if self.batched else self.shape)
+
+    def check(self) -> None:
+        """Raise ValueError unless this is a type that a value may have."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown element type {self.dtype!r}; expected one of {sorted(DTYPES)}")
+        if self.rank > MAX_RANK:
+            raise ValueError(f"{self} has rank {self.rank}; at most {MAX_RANK} is supported")
+        if any(d < 1 and not (i == 0 and d == BATCH) for i, d in enumerate(self.shape)):
+            raise ValueError(f"{self} has an empty dimension, or the batch outside dimension 0")
+        if self.elements > MAX_ELEMENTS:
+            raise ValueError(f"{self} has {self.elements} elements per image; at most {MAX_ELEMENTS} are supported")
 
     def __str__(self) -> str:
         dims = ", ".join("N" if d == BATCH else str(d) for d in self.shape)
