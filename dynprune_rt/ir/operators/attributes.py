@@ -64,12 +64,12 @@ def number(finite: bool = True) -> Check:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"expected a number, got {value!r:.80}")
         try:
-            value = float(value)
+            result = float(value)
         except OverflowError:
             raise ValueError("the number is out of range") from None
-        if math.isnan(value) or (finite and math.isinf(value)):
-            raise ValueError(f"expected a {'finite ' if finite else ''}number, got {value}")
-        return value
+        if math.isnan(result) or (finite and math.isinf(result)):
+            raise ValueError(f"expected a {'finite ' if finite else ''}number, got {result}")
+        return result
 
     return check
 

@@ -56,7 +56,7 @@ def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def clamp(x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     """Clamp float32 values; NaN passes."""
-    return np.clip(x, np.float32(bounds[0]), np.float32(bounds[1]))
+    return np.asarray(np.clip(x, np.float32(bounds[0]), np.float32(bounds[1])))
 
 
 def convolve(x: np.ndarray, weight: np.ndarray, attrs: Attrs) -> np.ndarray:
@@ -69,8 +69,8 @@ def convolve(x: np.ndarray, weight: np.ndarray, attrs: Attrs) -> np.ndarray:
     batch, _, height, width, _, _ = windows.shape
     columns = windows.transpose(1, 4, 5, 0, 2, 3).reshape(groups, group_channels * math.prod(kernel), -1)
     rows = weight.astype(np.float64).reshape(groups, out_channels // groups, -1)
-    out = np.matmul(rows, columns).reshape(out_channels, batch, height, width)
-    return out.transpose(1, 0, 2, 3)
+    sums: np.ndarray = np.matmul(rows, columns).reshape(out_channels, batch, height, width)
+    return np.swapaxes(sums, 0, 1)
 
 
 def finish(v: np.ndarray, arrays: Arrays, attrs: Attrs) -> np.ndarray:

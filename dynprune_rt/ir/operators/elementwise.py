@@ -71,7 +71,7 @@ def _exactly(function: Function) -> Callable[[np.ndarray, Attrs], np.ndarray]:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1.0 / (1.0 + np.exp(-x))
+    return np.asarray(1.0 / (1.0 + np.exp(-x)))
 
 
 def _softplus(x: np.ndarray) -> np.ndarray:
@@ -80,11 +80,11 @@ def _softplus(x: np.ndarray) -> np.ndarray:
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(math.erf, otypes=[np.float64])(x)
+    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x))
 
 
 def _relu6(x: np.ndarray) -> np.ndarray:
-    return np.clip(x, 0.0, 6.0)
+    return np.asarray(np.clip(x, 0.0, 6.0))
 
 
 def _gelu(x: np.ndarray, attrs: Attrs) -> np.ndarray:
@@ -95,14 +95,14 @@ def _gelu(x: np.ndarray, attrs: Attrs) -> np.ndarray:
 
 
 def _sign(x: np.ndarray) -> np.ndarray:
-    return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)  # NaN gives 0, as in torch
+    return np.subtract(x > 0, x < 0, dtype=x.dtype)  # NaN gives 0, as in torch
 
 
 def _clamp(x: np.ndarray, attrs: Attrs) -> np.ndarray:
     low, high = attrs["lo"], attrs["hi"]
     if x.dtype == np.int64:  # the bounds may be infinite
         return np.where(x < low, low, np.where(x > high, high, x))
-    return np.clip(x, np.float32(low), np.float32(high))
+    return np.asarray(np.clip(x, np.float32(low), np.float32(high)))
 
 
 _unary("relu", _exactly(lambda x: np.maximum(x, x.dtype.type(0))), True, rules.NUMERIC)

@@ -39,7 +39,7 @@ def _positions(x: np.ndarray, index: np.ndarray, dim: int) -> tuple[np.ndarray, 
     """Where each entry of ``index`` points in x, one array per dimension."""
     if index.size and not (index.min() >= 0 and index.max() < x.shape[dim]):
         raise ValueError(f"an index leaves dimension {dim} of size {x.shape[dim]}")
-    grid = list(np.indices(index.shape, sparse=True))
+    grid: list[np.ndarray] = list(np.indices(index.shape, sparse=True))
     grid[dim] = index
     return tuple(grid)
 

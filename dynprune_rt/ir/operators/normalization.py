@@ -16,7 +16,9 @@ def _normalize(x: np.ndarray, axes: tuple[int, ...], eps: float) -> np.ndarray:
     """(x - mean) / sqrt(variance + eps) in float64, biased variance."""
     x = x.astype(np.float64)
     centred = x - x.mean(axis=axes, keepdims=True)
-    return centred / np.sqrt(np.square(centred).mean(axis=axes, keepdims=True) + eps)
+    variance: np.ndarray = np.square(centred).mean(axis=axes, keepdims=True)
+    result: np.ndarray = centred / np.sqrt(variance + eps)
+    return result
 
 
 def _infer_group_norm(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

@@ -155,7 +155,7 @@ def _adaptive(reduce: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays, A
 
 
 def _mean(x: np.ndarray) -> np.ndarray:
-    return np.mean(x, axis=(2, 3), dtype=np.float64)
+    return np.asarray(np.mean(x, axis=(2, 3), dtype=np.float64))
 
 
 for _name, _function in (("adaptive_avg_pool2d", _mean), ("adaptive_max_pool2d", lambda x: np.max(x, axis=(2, 3)))):
@@ -173,7 +173,7 @@ for _name, _function in (("adaptive_avg_pool2d", _mean), ("adaptive_max_pool2d",
 
 
 def _sum(x: np.ndarray) -> np.ndarray:
-    return np.sum(x, axis=(2, 3), dtype=np.float64)
+    return np.asarray(np.sum(x, axis=(2, 3), dtype=np.float64))
 
 
 _REDUCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -230,9 +230,9 @@ def _infer_interpolate(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType("f32", (*x.shape[:2], *attrs["size"])),)
 
 
-def _step(size: int, out: int, scale: float | None) -> np.float32:
+def _step(size: int, out: int, scale: float | None) -> np.floating:
     """Input pixels per output pixel: from the scale factor where the user gave one, else from the sizes."""
-    return np.float32(1.0 / scale) if scale is not None else np.float32(size) / np.float32(out)
+    return np.float32(1.0 / scale if scale is not None else np.float32(size) / np.float32(out))
 
 
 def nearest_source(size: int, out: int, scale: float | None) -> np.ndarray:

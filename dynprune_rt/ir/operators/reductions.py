@@ -140,7 +140,8 @@ def stable_order(x: np.ndarray, dim: int, descending: bool) -> np.ndarray:
         return np.argsort(x, axis=dim, kind="stable")
     # Sorting the mirror image and mirroring back keeps the order of equal elements.
     mirrored = np.argsort(np.flip(x, dim), axis=dim, kind="stable")
-    return x.shape[dim] - 1 - np.flip(mirrored, dim)
+    order: np.ndarray = x.shape[dim] - 1 - np.flip(mirrored, dim)
+    return order
 
 
 def _take(x: np.ndarray, index: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
