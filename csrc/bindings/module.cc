@@ -1,0 +1,300 @@
+// The Python face of the CPU runtime, and the only place where Python is known.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+
+#include "core/executor.h"
+#include "core/isa.h"
+#include "core/plan_builder.h"
+
+namespace py = pybind11;
+
+namespace dynprune {
+namespace {
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+
+std::vector<int64_t> shape_of(const FloatArray& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+cpu::Clamp clamp_of(const std::pair<float, float>& bounds) { return {bounds.first, bounds.second}; }
+
+// A plan builder that keeps the numpy arrays alive which the plan points into.
+struct PyPlan {
+  std::shared_ptr<Plan> plan;
+  std::vector<FloatArray> constants;
+};
+
+class PyPlanBuilder : public PlanBuilder {
+ public:
+  using PlanBuilder::PlanBuilder;
+  const float* hold(const FloatArray& array) {
+    constants_.push_back(array);
+    return array.data();
+  }
+  std::shared_ptr<PyPlan> finish_plan(int64_t arena_size) {
+    auto result = std::make_shared<PyPlan>();
+    result->plan = finish(arena_size);
+    result->constants = std::move(constants_);
+    return result;
+  }
+
+ private:
+  std::vector<FloatArray> constants_;
+};
+
+class PyExecutor {
+ public:
+  PyExecutor(std::shared_ptr<PyPlan> plan, int threads) : plan_(std::move(plan)), executor_(plan_->plan, threads) {}
+
+  // inputs, outputs: contiguous f32 arrays [batch, ...]. Returns records per image and step, or None.
+  py::object run(const std::vector<FloatArray>& inputs, std::vector<FloatArray>& outputs, int64_t batch, bool skip, bool poison, bool profile) {
+    const Plan& plan = *plan_->plan;
+    if (inputs.size() != plan.input_sizes.size() || outputs.size() != plan.output_sizes.size())
+      throw std::invalid_argument("wrong number of inputs or outputs");
+    std::vector<const float*> in;
+    std::vector<float*> out;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].size() != batch * plan.input_sizes[i]) throw std::invalid_argument("an input has the wrong size");
+      in.push_back(inputs[i].data());
+    }
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (outputs[i].size() != batch * plan.output_sizes[i]) throw std::invalid_argument("an output has the wrong size");
+      out.push_back(outputs[i].mutable_data());
+    }
+    std::vector<StepRecord> records;
+    if (profile) records.resize(static_cast<size_t>(batch) * plan.steps.size());
+    RunRequest request{in.data(), out.data(), batch, skip, poison, profile ? records.data() : nullptr};
+    {
+      py::gil_scoped_release release;
+      executor_.run(request);
+    }
+    if (!profile) return py::none();
+    py::list images;
+    for (int64_t b = 0; b < batch; ++b) {
+      py::list rows;
+      for (size_t s = 0; s < plan.steps.size(); ++s) {
+        const StepRecord& r = records[static_cast<size_t>(b) * plan.steps.size() + s];
+        rows.append(py::make_tuple(r.nanoseconds, r.macs, r.live_in, r.live_out, r.kernel));
+      }
+      images.append(rows);
+    }
+    return images;
+  }
+
+  std::vector<std::pair<std::string, std::string>> steps() const {
+    std::vector<std::pair<std::string, std::string>> names;
+    for (const auto& step : plan_->plan->steps) names.emplace_back(step->name, step->op);
+    return names;
+  }
+  int threads() const { return executor_.threads(); }
+  std::string isa() const { return plan_->plan->kernels->isa; }
+  int64_t memory_bytes() const { return executor_.memory_bytes(); }
+
+ private:
+  std::shared_ptr<PyPlan> plan_;
+  Executor executor_;
+};
+
+// One flat operator on numpy arrays, for tests.
+std::vector<FloatArray> run_flat_op(const std::string& op, const std::vector<FloatArray>& inputs, const std::vector<std::vector<int64_t>>& out_shapes,
+                                    const std::vector<int64_t>& ints, const std::vector<float>& floats, int64_t scratch, const std::string& isa) {
+  const cpu::KernelTable& table = kernel_table(isa);
+  const auto tensor = [](const float* data, const std::vector<int64_t>& shape) {
+    cpu::Tensor t = shape_only({0, nullptr, shape});
+    t.data = const_cast<float*>(data);
+    return t;
+  };
+  std::vector<cpu::Tensor> in, out;
+  std::vector<FloatArray> results;
+  for (const FloatArray& array : inputs) in.push_back(tensor(array.data(), shape_of(array)));
+  for (const auto& shape : out_shapes) {
+    results.emplace_back(shape);
+    out.push_back(tensor(results.back().data(), shape));
+  }
+  std::vector<float> scratch_floats(static_cast<size_t>(scratch) + 16);
+  for (int32_t i = 0; i < table.n_flat_ops; ++i) {
+    if (op != table.flat_ops[i].name) continue;
+    table.flat_ops[i].run({in.data(), static_cast<int32_t>(in.size()), out.data(), static_cast<int32_t>(out.size()), ints.data(),
+                           static_cast<int32_t>(ints.size()), floats.data(), static_cast<int32_t>(floats.size()), scratch_floats.data()});
+    return results;
+  }
+  throw std::invalid_argument("no flat kernel for operator " + op);
+}
+
+template <class Enum>
+void bind_enum(py::module_& m, const char* name, std::initializer_list<std::pair<const char*, Enum>> members) {
+  py::enum_<Enum> e(m, name);
+  for (const auto& member : members) e.value(member.first, member.second);
+}
+
+void bind_enums(py::module_& m) {
+  using cpu::Binary;
+  using cpu::Reduce;
+  using cpu::Unary;
+  bind_enum<Unary>(m, "Unary", {{"relu", Unary::kRelu}, {"clamp", Unary::kClamp}, {"leaky_relu", Unary::kLeakyRelu}, {"sigmoid", Unary::kSigmoid},
+                                {"tanh", Unary::kTanh}, {"silu", Unary::kSilu}, {"hardswish", Unary::kHardswish}, {"hardsigmoid", Unary::kHardsigmoid},
+                                {"mish", Unary::kMish}, {"softplus", Unary::kSoftplus}, {"elu", Unary::kElu}, {"gelu", Unary::kGelu},
+                                {"gelu_tanh", Unary::kGeluTanh}, {"neg", Unary::kNeg}, {"abs", Unary::kAbs}, {"sqrt", Unary::kSqrt},
+                                {"rsqrt", Unary::kRsqrt}, {"exp", Unary::kExp}, {"log", Unary::kLog}, {"reciprocal", Unary::kReciprocal},
+                                {"round", Unary::kRound}, {"floor", Unary::kFloor}, {"ceil", Unary::kCeil}, {"trunc", Unary::kTrunc},
+                                {"sign", Unary::kSign}, {"logical_not", Unary::kNot}, {"isnan", Unary::kIsNan}, {"erf", Unary::kErf},
+                                {"square", Unary::kSquare}, {"sin", Unary::kSin}, {"cos", Unary::kCos}, {"pow_scalar", Unary::kPowScalar},
+                                {"affine", Unary::kAffine}, {"cast_i64", Unary::kCastInt}, {"cast_bool", Unary::kCastBool}});
+  bind_enum<Binary>(m, "Binary", {{"add", Binary::kAdd}, {"sub", Binary::kSub}, {"mul", Binary::kMul}, {"div", Binary::kDiv},
+                                  {"maximum", Binary::kMaximum}, {"minimum", Binary::kMinimum}, {"pow", Binary::kPow},
+                                  {"remainder", Binary::kRemainder}, {"floor_divide", Binary::kFloorDivide}, {"eq", Binary::kEq},
+                                  {"ne", Binary::kNe}, {"lt", Binary::kLt}, {"le", Binary::kLe}, {"gt", Binary::kGt}, {"ge", Binary::kGe},
+                                  {"logical_and", Binary::kAnd}, {"logical_or", Binary::kOr}, {"logical_xor", Binary::kXor}});
+  bind_enum<Reduce>(m, "Reduce", {{"mean", Reduce::kMean}, {"sum", Reduce::kSum}, {"mean_abs", Reduce::kMeanAbs}, {"sum_abs", Reduce::kSumAbs},
+                                  {"sum_squares", Reduce::kSumSquares}, {"l2", Reduce::kL2}, {"max", Reduce::kMax}, {"min", Reduce::kMin},
+                                  {"max_abs", Reduce::kMaxAbs}});
+  py::enum_<PoolStep::Kind>(m, "Pool")
+      .value("max", PoolStep::Kind::kMax)
+      .value("average", PoolStep::Kind::kAverage)
+      .value("adaptive_average", PoolStep::Kind::kAdaptiveAverage)
+      .value("adaptive_max", PoolStep::Kind::kAdaptiveMax);
+  py::enum_<cpu::WinogradWeights>(m, "WinogradWeights")
+      .value("transformed", cpu::WinogradWeights::kTransformed)
+      .value("on_the_fly", cpu::WinogradWeights::kOnTheFly);
+}
+
+void bind_builder(py::module_& m) {
+  py::class_<PyPlan, std::shared_ptr<PyPlan>>(m, "Plan");
+  py::class_<PyPlanBuilder> builder(m, "PlanBuilder");
+  builder.def(py::init<const std::string&>(), py::arg("isa") = "")
+      .def("add_shape", &PyPlanBuilder::add_shape, py::arg("height"), py::arg("width"), py::arg("pitch"), py::arg("zero_plane"))
+      .def("add_map", &PyPlanBuilder::add_map, py::arg("shape"), py::arg("planes"))
+      .def("add_flat", &PyPlanBuilder::add_flat, py::arg("offset"), py::arg("shape"))
+      .def("add_constant", [](PyPlanBuilder& b, const FloatArray& array, std::vector<int64_t> shape) { return b.add_constant(b.hold(array), std::move(shape)); },
+           py::arg("array"), py::arg("shape"))
+      .def("add_constant_list", &PyPlanBuilder::add_constant_list, py::arg("channels"))
+      .def("add_live_list", &PyPlanBuilder::add_live_list, py::arg("capacity"), py::arg("include"), py::arg("exclude"))
+      .def("add_input", &PyPlanBuilder::add_input, py::arg("floats_per_image"))
+      .def("add_output", &PyPlanBuilder::add_output, py::arg("floats_per_image"))
+      .def_property_readonly("has_winograd", &PyPlanBuilder::has_winograd)
+      .def("winograd_input_scratch", &PyPlanBuilder::winograd_input_scratch, py::arg("in_channels"), py::arg("out_channels"), py::arg("m"),
+           py::arg("shape"), py::arg("form"))
+      .def("finish", &PyPlanBuilder::finish_plan, py::arg("arena_size"));
+  builder.def(
+      "add_conv",
+      [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, const FloatArray& weights, int32_t groups,
+         std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, int32_t shift, int32_t residual_map, std::pair<float, float> inner,
+         std::pair<float, float> outer, int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
+         const std::vector<std::pair<cpu::Reduce, int32_t>>& pools, int32_t winograd_m, cpu::WinogradWeights winograd_form,
+         int64_t winograd_scratch, int64_t macs_per_pair) {
+        if (weights.ndim() != 4) throw std::invalid_argument("plan: weights [K,C,R,S] expected");
+        ConvParams p;
+        p.in_map = in_map;
+        p.out_map = out_map;
+        p.groups = groups;
+        p.kernel_h = static_cast<int32_t>(weights.shape(2));
+        p.kernel_w = static_cast<int32_t>(weights.shape(3));
+        p.tap_offset = std::move(tap_offset);
+        p.weights = b.hold(weights);
+        p.bias = bias;
+        p.gate = gate;
+        p.shift = shift;
+        p.residual_map = residual_map;
+        p.inner = clamp_of(inner);
+        p.outer = clamp_of(outer);
+        p.in_list = in_list;
+        p.out_list = out_list;
+        p.pass_list = pass_list;
+        p.stored_list = stored_list;
+        for (const auto& pool : pools) p.pools.push_back({pool.first, pool.second});
+        p.winograd_m = winograd_m;
+        p.winograd_form = winograd_form;
+        p.winograd_scratch = winograd_scratch;
+        p.macs_per_pair = macs_per_pair;
+        b.add_conv(name, std::move(p));
+      },
+      py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("weights"), py::arg("groups"), py::arg("tap_offset"),
+      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("residual_map"), py::arg("inner"), py::arg("outer"), py::arg("in_list"),
+      py::arg("out_list"), py::arg("pass_list"), py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
+      py::arg("winograd_scratch"), py::arg("macs_per_pair"));
+  builder.def(
+      "add_linear",
+      [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const FloatArray& weights, int32_t bias, std::pair<float, float> clamp) {
+        if (weights.ndim() != 2) throw std::invalid_argument("plan: weights [K,C] expected");
+        b.add_linear(name, {b.hold(weights), bias, in_flat, out_flat, static_cast<int32_t>(weights.shape(1)), static_cast<int32_t>(weights.shape(0)), clamp_of(clamp)});
+      },
+      py::arg("name"), py::kw_only(), py::arg("in_flat"), py::arg("out_flat"), py::arg("weights"), py::arg("bias"), py::arg("clamp"));
+  builder.def(
+      "add_plane_unary",
+      [](PyPlanBuilder& b, const std::string& name, cpu::Unary kind, int32_t in_map, int32_t out_map, int32_t list, float a, float bb, int32_t a_flat, int32_t b_flat) {
+        b.add_plane_unary(name, {kind, in_map, out_map, list, a, bb, a_flat, b_flat});
+      },
+      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_map"), py::arg("list"), py::arg("a") = 0.0f,
+      py::arg("b") = 0.0f, py::arg("a_flat") = -1, py::arg("b_flat") = -1);
+  py::class_<PlaneBinaryStep::Operand>(m, "Operand")
+      .def(py::init([](int32_t map, int32_t flat, bool one_plane, bool one_number, int32_t live_mask) {
+             return PlaneBinaryStep::Operand{map, flat, one_plane, one_number, live_mask};
+           }),
+           py::kw_only(), py::arg("map") = -1, py::arg("flat") = -1, py::arg("one_plane") = false, py::arg("one_number") = false, py::arg("live_mask") = -1);
+  builder.def(
+      "add_plane_binary",
+      [](PyPlanBuilder& b, const std::string& name, cpu::Binary kind, PlaneBinaryStep::Operand x0, PlaneBinaryStep::Operand x1, int32_t out_map,
+         int32_t list, std::pair<float, float> clamp) { b.add_plane_binary(name, {kind, clamp_of(clamp), x0, x1, out_map, list}); },
+      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("x0"), py::arg("x1"), py::arg("out_map"), py::arg("list"), py::arg("clamp"));
+  builder.def(
+      "add_pool",
+      [](PyPlanBuilder& b, const std::string& name, PoolStep::Kind kind, int32_t in_map, int32_t out_map, int32_t list, std::pair<int, int> kernel,
+         std::pair<int, int> stride, std::array<int, 4> padding, std::pair<int, int> dilation, bool count_include_pad, int divisor) {
+        cpu::PoolShape s{};
+        s.kernel_h = kernel.first;
+        s.kernel_w = kernel.second;
+        s.stride_h = stride.first;
+        s.stride_w = stride.second;
+        s.pad_top = padding[0];
+        s.pad_left = padding[1];
+        s.pad_bottom = padding[2];
+        s.pad_right = padding[3];
+        s.dilation_h = dilation.first;
+        s.dilation_w = dilation.second;
+        s.count_include_pad = count_include_pad;
+        s.divisor = divisor;
+        b.add_pool(name, kind, s, in_map, out_map, list);
+      },
+      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_map"), py::arg("list"), py::arg("kernel") = std::make_pair(1, 1),
+      py::arg("stride") = std::make_pair(1, 1), py::arg("padding") = std::array<int, 4>{0, 0, 0, 0}, py::arg("dilation") = std::make_pair(1, 1),
+      py::arg("count_include_pad") = true, py::arg("divisor") = 0);
+  builder
+      .def("add_spatial_reduce", &PyPlanBuilder::add_spatial_reduce, py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
+      .def("add_phase_split", &PyPlanBuilder::add_phase_split, py::arg("name"), py::kw_only(), py::arg("stride"), py::arg("phase_stride"), py::arg("in_map"),
+           py::arg("out_map"), py::arg("list"))
+      .def("add_load_planes", &PyPlanBuilder::add_load_planes, py::arg("name"), py::kw_only(), py::arg("flat"), py::arg("input"), py::arg("out_map"))
+      .def("add_store_planes", &PyPlanBuilder::add_store_planes, py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("list"), py::arg("flat"), py::arg("output"))
+      .def("add_copy", &PyPlanBuilder::add_copy, py::arg("name"), py::kw_only(), py::arg("flat"), py::arg("input"), py::arg("output"))
+      .def("add_flat_op", &PyPlanBuilder::add_flat_op, py::arg("name"), py::kw_only(), py::arg("op"), py::arg("inputs"), py::arg("outputs"), py::arg("ints"),
+           py::arg("floats"), py::arg("scratch_offset"));
+}
+
+}  // namespace
+}  // namespace dynprune
+
+PYBIND11_MODULE(_C, m) {
+  using namespace dynprune;
+  m.doc() = "CPU runtime of dynprune-rt.";
+  m.def("available_isas", &available_isas);
+  m.def("default_isa", [](const std::string& isa) { return std::string(kernel_table(isa).isa); }, py::arg("isa") = "");
+  m.def("run_flat_op", &run_flat_op, py::arg("op"), py::arg("inputs"), py::arg("out_shapes"), py::arg("ints"), py::arg("floats"), py::arg("scratch"),
+        py::arg("isa") = "");
+  m.def("flat_ops", [](const std::string& isa) {
+        const cpu::KernelTable& table = kernel_table(isa);
+        std::vector<std::string> names;
+        for (int32_t i = 0; i < table.n_flat_ops; ++i) names.emplace_back(table.flat_ops[i].name);
+        return names;
+      }, py::arg("isa") = "");
+  bind_enums(m);
+  bind_builder(m);
+  py::class_<PyExecutor>(m, "Executor")
+      .def(py::init<std::shared_ptr<PyPlan>, int>(), py::arg("plan"), py::arg("threads"))
+      .def("run", &PyExecutor::run, py::arg("inputs"), py::arg("outputs"), py::arg("batch"), py::arg("skip") = true, py::arg("poison") = false,
+           py::arg("profile") = false)
+      .def_property_readonly("steps", &PyExecutor::steps)
+      .def_property_readonly("threads", &PyExecutor::threads)
+      .def_property_readonly("isa", &PyExecutor::isa)
+      .def_property_readonly("memory_bytes", &PyExecutor::memory_bytes);
+}

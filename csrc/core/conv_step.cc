@@ -1,0 +1,240 @@
+#include "core/conv_step.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+#include "cpu/conv_cost.h"
+
+namespace dynprune {
+namespace {
+
+// Below this many estimated cycles a layer is faster on one thread than the fork and join cost.
+constexpr double kSerialCycles = 12000;
+
+// The part of an ascending list that lies in [first, last).
+LiveList sublist(const LiveList& list, int32_t first, int32_t last) {
+  const int32_t* end = list.index + list.count;
+  const int32_t* a = std::lower_bound(list.index, end, first);
+  const int32_t* b = std::lower_bound(a, end, last);
+  const auto count = static_cast<int32_t>(b - a);
+  // The live share of a group is taken from that of the whole list; it only steers the choice of kernel.
+  const int32_t live = list.count ? static_cast<int32_t>(static_cast<int64_t>(list.live) * count / list.count) : 0;
+  return {a, count, live};
+}
+
+}  // namespace
+
+void ConvStep::Free::operator()(float* p) const { std::free(p); }
+
+ConvStep::ConvStep(const Plan& plan, ConvParams params) : p_(std::move(params)) {
+  const MapRef& in = plan.maps[static_cast<size_t>(p_.in_map)];
+  const MapRef& out = plan.maps[static_cast<size_t>(p_.out_map)];
+  in_channels_ = in.channels() / p_.groups;
+  out_channels_ = out.channels() / p_.groups;
+  depthwise_ = in_channels_ == 1 && p_.groups > 1;
+  direct_ = {in_channels_, out_channels_, static_cast<int32_t>(p_.tap_offset.size()), p_.tap_offset.data(), plan.shape_of(out)};
+  if (p_.winograd_m) {
+    winograd_ = {in_channels_, out_channels_, p_.winograd_m, plan.shape_of(out)};
+    const cpu::WinogradSizes sizes = plan.kernels->winograd_sizes(winograd_, p_.winograd_form);
+    const size_t bytes = (sizes.weights * sizeof(float) + 63) / 64 * 64;
+    winograd_weights_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    if (!winograd_weights_) throw std::bad_alloc();
+    plan.kernels->winograd_pack(winograd_, p_.winograd_form, p_.weights, winograd_weights_.get());
+  }
+}
+
+cpu::Epilogue ConvStep::epilogue(const Plan& plan, const Context& context) const {
+  return {plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate), plan.flat_or_null(context, p_.shift),
+          nullptr, p_.inner, p_.outer};
+}
+
+void ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const LiveList& in = context.lists[p_.in_list];
+  const LiveList& out = context.lists[p_.out_list];
+  if (context.record) {
+    context.record->live_in = in.count;
+    context.record->live_out = out.count;
+  }
+  if (depthwise_) {
+    run_depthwise(plan, context, team, in, out);
+  } else {
+    for (int32_t g = 0; g < p_.groups; ++g) {
+      run_group(plan, context, team, g, sublist(in, g * in_channels_, (g + 1) * in_channels_),
+                sublist(out, g * out_channels_, (g + 1) * out_channels_));
+    }
+  }
+  if (p_.pass_list >= 0) pass_through(plan, context, team);
+  if (!p_.pools.empty()) reduce_pools(plan, context, team);
+}
+
+void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
+                         const LiveList& out) const {
+  if (out.count == 0) return;
+  const int32_t in_base = group * in_channels_, out_base = group * out_channels_;
+  for (int32_t i = 0; i < in.count; ++i) context.read_planes[i] = plan.plane(context, p_.in_map, in.index[i]);
+  for (int32_t i = 0; i < out.count; ++i) context.write_planes[i] = plan.plane(context, p_.out_map, out.index[i]);
+  cpu::Epilogue epilogue = this->epilogue(plan, context);
+  if (p_.residual_map >= 0) {
+    for (int32_t i = 0; i < out.count; ++i)
+      context.residual_planes[i] = plan.plane(context, p_.residual_map, out.index[i]);
+    epilogue.residual = context.residual_planes;
+  }
+  cpu::ConvCall call{context.read_planes, in.index, in.count, context.write_planes, out.index, out.count, epilogue};
+  const float* weights = p_.weights;
+  if (group > 0) {  // the kernels know one group: its channels start at 0
+    int32_t* in_channel = context.channels;
+    int32_t* out_channel = in_channel + in.count;
+    for (int32_t i = 0; i < in.count; ++i) in_channel[i] = in.index[i] - in_base;
+    for (int32_t i = 0; i < out.count; ++i) out_channel[i] = out.index[i] - out_base;
+    call.in_channel = in_channel;
+    call.out_channel = out_channel;
+    if (call.epilogue.bias) call.epilogue.bias += out_base;
+    if (call.epilogue.gate) call.epilogue.gate += out_base;
+    if (call.epilogue.shift) call.epilogue.shift += out_base;
+    weights += static_cast<int64_t>(out_base) * in_channels_ * direct_.taps;
+  }
+
+  // The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
+  const double direct_cycles = cpu::direct_cycles(*plan.kernels, direct_, in.live, out.live);
+  double cycles = direct_cycles;
+  bool winograd = false;
+  if (p_.winograd_m) {
+    const double winograd_cycles = cpu::winograd_cycles(*plan.kernels, winograd_, p_.winograd_form, in.live, out.live);
+    winograd = winograd_cycles < direct_cycles;
+    cycles = std::min(cycles, winograd_cycles);
+  }
+  if (context.record) {
+    context.record->macs += p_.macs_per_pair * in.count * out.count;
+    context.record->kernel = winograd ? (p_.winograd_m == 4 ? "winograd F(4x4)" : "winograd F(2x2)") : "direct";
+  }
+  const int size = cycles < kSerialCycles ? 1 : team.size();
+  const auto parallel = [&](auto&& body) {
+    if (size == 1)
+      body(0);
+    else
+      team.run(body);
+  };
+
+  if (winograd) {
+    float* v = context.arena + p_.winograd_scratch;
+    parallel([&](int rank) {
+      const Share share = share_of(call.n_in, rank, size);
+      plan.kernels->winograd_input(winograd_, call, share.first, share.last, v);
+    });
+    parallel([&](int rank) {
+      const Share share = share_of(call.n_out, rank, size);
+      if (share.first < share.last)
+        plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_.get(), v, call, share.first, share.last,
+                                      context.thread_scratch + rank * plan.thread_scratch_size);
+    });
+    return;
+  }
+
+  // Pixels are split only where there are too few live outputs to fill the tiles of every thread.
+  const int32_t blocks = direct_.out.blocks;
+  const bool split_pixels = out.count < size * plan.kernels->direct_tile_channels && blocks >= size * plan.kernels->direct_tile_blocks;
+  parallel([&](int rank) {
+    cpu::ConvCall part = call;
+    Share pixels{0, blocks};
+    if (split_pixels) {
+      pixels = share_of(blocks, rank, size);
+    } else {
+      const Share share = share_of(call.n_out, rank, size);
+      part.output += share.first;
+      part.out_channel += share.first;
+      part.n_out = share.last - share.first;
+      if (part.epilogue.residual) part.epilogue.residual += share.first;
+    }
+    if (part.n_out > 0 && pixels.first < pixels.last)
+      plan.kernels->conv_direct(direct_, weights, part, pixels.first, pixels.last);
+  });
+}
+
+void ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const LiveList& in,
+                             const LiveList& out) const {
+  // Both lists ascend, so one pass finds which outputs have a live input.
+  int32_t next = 0, pairs = 0;
+  for (int32_t i = 0; i < out.count; ++i) {
+    const int32_t channel = out.index[i] / out_channels_;
+    while (next < in.count && in.index[next] < channel) ++next;
+    const bool live = next < in.count && in.index[next] == channel;
+    pairs += live;
+    context.read_planes[i] = live ? plan.plane(context, p_.in_map, channel) : nullptr;
+    context.write_planes[i] = plan.plane(context, p_.out_map, out.index[i]);
+  }
+  cpu::Epilogue epilogue = this->epilogue(plan, context);
+  if (p_.residual_map >= 0) {
+    for (int32_t i = 0; i < out.count; ++i)
+      context.residual_planes[i] = plan.plane(context, p_.residual_map, out.index[i]);
+    epilogue.residual = context.residual_planes;
+  }
+  const cpu::ConvCall call{context.read_planes, in.index, out.count, context.write_planes, out.index, out.count, epilogue};
+  if (context.record) {
+    context.record->macs += p_.macs_per_pair * pairs;
+    context.record->kernel = "depthwise";
+  }
+  const double cycles = static_cast<double>(out.count) * direct_.out.blocks * (direct_.taps + 2) * cpu::kBlock / plan.kernels->lanes;
+  const auto part = [&](int rank, int size) {
+    const Share share = share_of(call.n_out, rank, size);
+    cpu::ConvCall slice = call;
+    slice.input += share.first;
+    slice.output += share.first;
+    slice.out_channel += share.first;
+    slice.n_in = slice.n_out = share.last - share.first;
+    if (slice.epilogue.residual) slice.epilogue.residual += share.first;
+    if (slice.n_out > 0) plan.kernels->conv_depthwise(direct_, p_.weights, slice);
+  };
+  if (cycles < kSerialCycles)
+    part(0, 1);
+  else
+    team.run([&](int rank) { part(rank, team.size()); });
+}
+
+// Stored channels that the convolution does not compute: clamp(shift + residual).
+void ConvStep::pass_through(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const LiveList& pass = context.lists[p_.pass_list];
+  if (pass.count == 0) return;
+  const cpu::PlaneShape& shape = direct_.out;
+  const float* shift = plan.flat_or_null(context, p_.shift);
+  const auto part = [&](int rank, int size) {
+    const Share share = share_of(pass.count, rank, size);
+    for (int32_t i = share.first; i < share.last; ++i) {
+      const int32_t channel = pass.index[i];
+      float* y = plan.plane(context, p_.out_map, channel);
+      const float constant = shift ? shift[channel] : 0.0f;
+      const float* r = p_.residual_map >= 0 ? plan.plane(context, p_.residual_map, channel) : nullptr;
+      if (r)
+        plan.kernels->plane_binary(cpu::Binary::kAdd, p_.outer, shape, r, nullptr, constant, y);
+      else
+        plan.kernels->plane_fill(shape, constant < p_.outer.lo ? p_.outer.lo : constant > p_.outer.hi ? p_.outer.hi : constant, y);
+    }
+  };
+  if (static_cast<double>(pass.count) * shape.blocks * 3 < kSerialCycles)
+    part(0, 1);
+  else
+    team.run([&](int rank) { part(rank, team.size()); });
+}
+
+void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const LiveList& stored = context.lists[p_.stored_list];
+  const int32_t channels = out_channels_ * p_.groups;
+  for (const PoolOutput& pool : p_.pools) {
+    float* y = plan.flat(context, pool.flat);
+    if (stored.count < channels) std::fill(y, y + channels, 0.0f);
+  }
+  const auto part = [&](int rank, int size) {
+    const Share share = share_of(stored.count, rank, size);
+    for (int32_t i = share.first; i < share.last; ++i) {
+      const float* x = plan.plane(context, p_.out_map, stored.index[i]);
+      for (const PoolOutput& pool : p_.pools)
+        plan.flat(context, pool.flat)[stored.index[i]] = plan.kernels->plane_reduce(pool.kind, direct_.out, x);
+    }
+  };
+  if (static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
+    part(0, 1);
+  else
+    team.run([&](int rank) { part(rank, team.size()); });
+}
+
+}  // namespace dynprune

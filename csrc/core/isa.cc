@@ -1,0 +1,70 @@
+#include "core/isa.h"
+
+#include <stdexcept>
+
+namespace dynprune {
+namespace {
+
+struct IsaEntry {
+  const char* name;
+  bool (*usable)();
+  void (*fill)(cpu::KernelTable&);
+};
+
+#define DYNPRUNE_ISA_ENTRY(ISA, USABLE)        \
+  {#ISA, [] { return static_cast<bool>(USABLE); }, [](cpu::KernelTable& table) { \
+     table.isa = #ISA;                         \
+     cpu::fill_conv_direct_##ISA(table);       \
+     cpu::fill_conv_depthwise_##ISA(table);    \
+     cpu::fill_conv_winograd_##ISA(table);     \
+     cpu::fill_plane_elementwise_##ISA(table); \
+     cpu::fill_plane_pooling_##ISA(table);     \
+     cpu::fill_plane_layout_##ISA(table);      \
+     cpu::fill_linear_##ISA(table);            \
+     cpu::fill_flat_ops_##ISA(table);          \
+   }}
+
+const IsaEntry kIsas[] = {
+    DYNPRUNE_ISA_ENTRY(generic, true),
+#if defined(__x86_64__)
+    DYNPRUNE_ISA_ENTRY(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+    DYNPRUNE_ISA_ENTRY(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                                   __builtin_cpu_supports("fma")),
+#endif
+};
+constexpr size_t kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const IsaEntry& entry : kIsas)
+    if (entry.usable()) names.emplace_back(entry.name);
+  return names;
+}
+
+const cpu::KernelTable& kernel_table(const std::string& isa) {
+  static cpu::KernelTable tables[kIsaCount] = {};
+  static const bool filled = [] {
+    for (size_t i = 0; i < kIsaCount; ++i)
+      if (kIsas[i].usable()) kIsas[i].fill(tables[i]);
+    return true;
+  }();
+  (void)filled;
+  for (size_t i = kIsaCount; i-- > 0;) {
+    if (isa.empty() ? !kIsas[i].usable() : isa != kIsas[i].name) continue;
+    if (!kIsas[i].usable())
+      throw std::invalid_argument("this CPU cannot run the instruction set '" + isa + "'; usable here: " + joined(available_isas()));
+    return tables[i];
+  }
+  throw std::invalid_argument("unknown instruction set '" + isa + "'; usable here: " + joined(available_isas()));
+}
+
+}  // namespace dynprune

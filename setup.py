@@ -1,0 +1,50 @@
+"""Builds the C++ runtime with CMake from inside setuptools; everything else is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeExtension(Extension):
+    """An extension whose sources are listed in CMakeLists.txt."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, sources=[])
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds with the cmake on PATH or, failing that, the one from PyPI."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        cmake = shutil.which("cmake")
+        if cmake is None:
+            raise SystemExit("dynprune-rt needs CMake 3.20 or newer to build: pip install cmake, or install it with your system.")
+        output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            cmake, "-S", str(ROOT), "-B", str(build),
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDYNPRUNE_OUTPUT_DIR={output}",
+        ]  # fmt: skip
+        if shutil.which("ninja"):
+            configure += ["-G", "Ninja"]
+        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
+        subprocess.check_call(configure)
+        subprocess.check_call([cmake, "--build", str(build), "--target", "_C", "-j", jobs])
+
+
+setup(ext_modules=[CMakeExtension("dynprune_rt._C")], cmdclass={"build_ext": CMakeBuild})
