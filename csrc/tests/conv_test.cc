@@ -1,0 +1,378 @@
+// Convolution kernels of every ISA this CPU has, against a plain double-precision loop.
+#include <algorithm>
+#include <cstdio>
+#include <string>
+
+#include "planar.h"
+
+namespace dynprune::cpu::testing {
+namespace {
+
+int g_passed = 0, g_failed = 0;
+
+void check(bool ok, const std::string& what) {
+  ok ? ++g_passed : ++g_failed;
+  if (!ok && g_failed <= 40) std::printf("FAILED %s\n", what.c_str());
+}
+
+struct Isa {
+  const char* name;
+  bool supported;
+  void (*fill[3])(KernelTable&);
+};
+
+// A convolution as the model states it.
+struct Conv {
+  int32_t in_channels, out_channels, height, width;
+  int32_t kernel_h, kernel_w, stride, dilation;
+  int32_t top, left, bottom, right;
+
+  int32_t out_height() const { return (height + top + bottom - (kernel_h - 1) * dilation - 1) / stride + 1; }
+  int32_t out_width() const { return (width + left + right - (kernel_w - 1) * dilation - 1) / stride + 1; }
+  int32_t taps() const { return kernel_h * kernel_w; }
+  std::string name() const {
+    char text[160];
+    std::snprintf(text, sizeof text, "%d>%d %dx%d k%dx%d s%d d%d p%d,%d,%d,%d", in_channels, out_channels, height,
+                  width, kernel_h, kernel_w, stride, dilation, top, left, bottom, right);
+    return text;
+  }
+};
+
+Conv same(int32_t in_channels, int32_t out_channels, int32_t height, int32_t width, int32_t kernel_h, int32_t kernel_w,
+          int32_t stride = 1) {
+  return {in_channels, out_channels, height,       width,        kernel_h,    kernel_w, stride,
+          1,           kernel_h / 2, kernel_w / 2, kernel_h / 2, kernel_w / 2};
+}
+
+int32_t floor_div(int32_t a, int32_t b) { return a / b - (a % b < 0 ? 1 : 0); }
+
+// The planar form of a convolution's input: the map itself, or its phases for a stride.
+struct PlanarInput {
+  PlanarInput(const Conv& conv, Random& random)
+      : pitch(pitch_of(conv)),
+        out(conv.out_height(), conv.out_width(), pitch),
+        dense(random.vector(static_cast<size_t>(conv.in_channels) * conv.height * conv.width)),
+        // The phases of a channel lie one after the other in one block; each has its own guards.
+        phase(Geometry(std::max(1, ceil_div(conv.height, conv.stride)), std::max(1, ceil_div(conv.width, conv.stride)),
+                       pitch)),
+        before(guard_before(conv)),
+        phase_stride(before + std::max(phase.shape().blocks, out.shape().blocks) * kBlock + guard_after(conv)) {
+    for (int32_t c = 0; c < conv.in_channels; ++c) {
+      storage.emplace_back(static_cast<size_t>(phase_stride * conv.stride * conv.stride), 0.0f);
+      for (int32_t y = 0; y < conv.height; ++y) {
+        for (int32_t x = 0; x < conv.width; ++x) {
+          const int64_t index = (y % conv.stride) * conv.stride + x % conv.stride;
+          plane(c)[index * phase_stride + (y / conv.stride) * pitch + x / conv.stride] = value(conv, c, y, x);
+        }
+      }
+    }
+    for (int32_t r = 0; r < conv.kernel_h; ++r) {
+      for (int32_t s = 0; s < conv.kernel_w; ++s) {
+        const int32_t y = r * conv.dilation - conv.top, x = s * conv.dilation - conv.left;
+        const int32_t row = floor_div(y, conv.stride), column = floor_div(x, conv.stride);
+        const int32_t index = (y - row * conv.stride) * conv.stride + x - column * conv.stride;
+        tap_offset.push_back(static_cast<int32_t>(index * phase_stride) + row * pitch + column);
+      }
+    }
+  }
+  static int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+  static int32_t pitch_of(const Conv& conv) {
+    const int32_t reach = std::max({ceil_div(conv.left, conv.stride), ceil_div(conv.right, conv.stride), 1});
+    return std::max(ceil_div(conv.width, conv.stride) + reach, conv.out_width());
+  }
+  int64_t guard_before(const Conv& conv) const {
+    return ceil_div(conv.top, conv.stride) * pitch + ceil_div(conv.left, conv.stride);
+  }
+  int64_t guard_after(const Conv& conv) const {
+    return static_cast<int64_t>(conv.kernel_h) * conv.dilation * pitch + conv.kernel_w * conv.dilation;
+  }
+  float* plane(int32_t c) { return storage[static_cast<size_t>(c)].data() + before; }
+  float value(const Conv& conv, int32_t c, int32_t y, int32_t x) const {
+    return dense[(static_cast<size_t>(c) * conv.height + y) * conv.width + x];
+  }
+  void poison(int32_t c) {
+    for (float& x : storage[static_cast<size_t>(c)]) x = std::numeric_limits<float>::quiet_NaN();
+  }
+  void clear(int32_t c) {
+    for (float& x : storage[static_cast<size_t>(c)]) x = 0.0f;
+  }
+
+  int32_t pitch;
+  Geometry out;
+  std::vector<float> dense;
+  Geometry phase;
+  int64_t before, phase_stride;
+  std::vector<std::vector<float>> storage;
+  std::vector<int32_t> tap_offset;
+};
+
+enum Terms { kBias = 1, kGate = 2, kShift = 4, kResidual = 8, kInner = 16, kOuter = 32, kAllTerms = 64 };
+
+// Epilogue arrays of one test; which of them are used is a bit set of Terms.
+struct EpilogueData {
+  EpilogueData(const Conv& conv, const Geometry& out, Random& random)
+      : bias(random.vector(static_cast<size_t>(conv.out_channels))),
+        gate(random.vector(static_cast<size_t>(conv.out_channels))),
+        shift(random.vector(static_cast<size_t>(conv.out_channels))),
+        residual(out, conv.out_channels, 0, 0) {
+    residual.randomize(random);
+  }
+  Epilogue select(int terms, const std::vector<int32_t>& live_out) {
+    constexpr float inf = std::numeric_limits<float>::infinity();
+    residual_planes.clear();
+    for (int32_t k : live_out) residual_planes.push_back(residual.plane(k));
+    return {terms & kBias ? bias.data() : nullptr,
+            terms & kGate ? gate.data() : nullptr,
+            terms & kShift ? shift.data() : nullptr,
+            terms & kResidual ? residual_planes.data() : nullptr,
+            terms & kInner ? Clamp{-0.5f, 0.6f} : Clamp{-inf, inf},
+            terms & kOuter ? Clamp{0.0f, 0.8f} : Clamp{-inf, inf}};
+  }
+  std::vector<float> bias, gate, shift;
+  PlanarMap residual;
+  std::vector<const float*> residual_planes;
+};
+
+double finish(double v, const Epilogue& e, int32_t channel, double residual) {
+  if (e.bias) v += e.bias[channel];
+  v = std::min<double>(std::max<double>(v, e.inner.lo), e.inner.hi);
+  if (e.gate) v *= e.gate[channel];
+  if (e.shift) v += e.shift[channel];
+  if (e.residual) v += residual;
+  return std::min<double>(std::max<double>(v, e.outer.lo), e.outer.hi);
+}
+
+// Sum and sum of magnitudes for one output element over the inputs listed.
+struct Sum {
+  double value, magnitude;
+};
+Sum reference(const Conv& conv, const PlanarInput& in, const std::vector<float>& weights,
+              const std::vector<int32_t>& live_in, int32_t k, int32_t y, int32_t x) {
+  Sum sum{0, 0};
+  for (int32_t c : live_in) {
+    for (int32_t r = 0; r < conv.kernel_h; ++r) {
+      const int32_t iy = y * conv.stride - conv.top + r * conv.dilation;
+      if (iy < 0 || iy >= conv.height) continue;
+      for (int32_t s = 0; s < conv.kernel_w; ++s) {
+        const int32_t ix = x * conv.stride - conv.left + s * conv.dilation;
+        if (ix < 0 || ix >= conv.width) continue;
+        const size_t row = static_cast<size_t>(k) * conv.in_channels + static_cast<size_t>(c);
+        const double product =
+            static_cast<double>(weights[(row * conv.kernel_h + r) * conv.kernel_w + s]) * in.value(conv, c, iy, ix);
+        sum.value += product;
+        sum.magnitude += std::fabs(product);
+      }
+    }
+  }
+  return sum;
+}
+
+bool equal_planes(const PlanarMap& a, const PlanarMap& b, int32_t channel) {
+  const PlaneShape& shape = a.geometry().shape();
+  for (int32_t y = 0; y < shape.height; ++y) {
+    for (int32_t x = 0; x < shape.width; ++x) {
+      if (!(a.at(channel, y, x) == b.at(channel, y, x))) return false;  // -0 equals 0
+    }
+  }
+  return true;
+}
+
+std::vector<int32_t> all_of(int32_t n) {
+  std::vector<int32_t> list;
+  for (int32_t i = 0; i < n; ++i) list.push_back(i);
+  return list;
+}
+
+// One convolution with lists, and the planes it writes.
+struct Run {
+  Run(const Conv& conv, PlanarInput& in, const std::vector<int32_t>& live_in, const std::vector<int32_t>& live_out)
+      : output(in.out, conv.out_channels, 0, 0), in_list(live_in), out_list(live_out) {
+    for (int32_t c : in_list) inputs.push_back(in.plane(c));
+    for (int32_t k = 0; k < conv.out_channels; ++k) output.poison(k);
+    for (int32_t k : out_list) {
+      outputs.push_back(output.plane(k));
+      std::fill(output.plane(k), output.plane(k) + in.out.shape().blocks * kBlock, 0.0f);
+      output.fill(k, 77.0f);
+    }
+  }
+  // Outputs [first, last) of the list only.
+  ConvCall call(const Epilogue& epilogue, size_t first, size_t last) const {
+    Epilogue part = epilogue;
+    if (part.residual) part.residual += first;
+    return {inputs.data(),
+            in_list.data(),
+            static_cast<int32_t>(inputs.size()),
+            outputs.data() + first,
+            out_list.data() + first,
+            static_cast<int32_t>(last - first),
+            part};
+  }
+  ConvCall call(const Epilogue& epilogue) const { return call(epilogue, 0, outputs.size()); }
+
+  PlanarMap output;
+  std::vector<int32_t> in_list, out_list;
+  std::vector<const float*> inputs;
+  std::vector<float*> outputs;
+};
+
+// Compares with the reference; checks that pads stayed zero and planes that are not live untouched.
+void check_run(const std::string& name, const Conv& conv, const PlanarInput& in, const std::vector<float>& weights,
+               const Run& run, const Epilogue& epilogue, const PlanarMap& residual, double tolerance) {
+  bool close = true, pads = true, dead = true;
+  for (int32_t k = 0; k < conv.out_channels; ++k) {
+    if (!std::binary_search(run.out_list.begin(), run.out_list.end(), k)) {
+      dead = dead && run.output.is_poisoned(k);
+      continue;
+    }
+    pads = pads && run.output.pads_are_zero(k);
+    for (int32_t y = 0; y < conv.out_height(); ++y) {
+      for (int32_t x = 0; x < conv.out_width(); ++x) {
+        const Sum sum = reference(conv, in, weights, run.in_list, k, y, x);
+        const double want = finish(sum.value, epilogue, k, residual.at(k, y, x));
+        close = close && std::fabs(run.output.at(k, y, x) - want) <= tolerance * (sum.magnitude + 1);
+      }
+    }
+  }
+  check(close, name + ": values");
+  check(pads, name + ": pads stay zero");
+  check(dead, name + ": dead outputs untouched");
+}
+
+constexpr double kDirectTolerance = 1e-6;  // of the sum of magnitudes: fp32, at most ~1000 terms
+
+void test_direct(const KernelTable& table, const Conv& conv, int32_t n_in, int32_t n_out, int terms) {
+  Random random(static_cast<uint64_t>(conv.height * 131 + conv.kernel_h * 17 + n_in * 5 + n_out));
+  PlanarInput in(conv, random);
+  const std::vector<float> weights =
+      random.vector(static_cast<size_t>(conv.out_channels) * conv.in_channels * conv.taps());
+  EpilogueData data(conv, in.out, random);
+  const std::vector<int32_t> live_in = random.subset(conv.in_channels, n_in);
+  const std::vector<int32_t> live_out = random.subset(conv.out_channels, n_out);
+  const Epilogue epilogue = data.select(terms, live_out);
+  const DirectShape shape{conv.in_channels, conv.out_channels, conv.taps(), in.tap_offset.data(), in.out.shape()};
+  const std::string name = std::string(table.isa) + " direct " + conv.name() + " live " + std::to_string(n_in) + ">" +
+                           std::to_string(n_out) + " terms " + std::to_string(terms);
+  for (int32_t c = 0; c < conv.in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.poison(c);
+  }
+  Run run(conv, in, live_in, live_out);
+  table.conv_direct(shape, weights.data(), run.call(epilogue), 0, shape.out.blocks);
+  check_run(name, conv, in, weights, run, epilogue, data.residual, kDirectTolerance);
+
+  // In pieces: blocks and outputs cut in uneven parts.
+  Run pieces(conv, in, live_in, live_out);
+  const int32_t block_cut = shape.out.blocks / 3;
+  const size_t out_cut = live_out.size() / 2;
+  for (const auto& [first, last] : {std::pair<size_t, size_t>{0, out_cut}, {out_cut, live_out.size()}}) {
+    table.conv_direct(shape, weights.data(), pieces.call(epilogue, first, last), 0, block_cut);
+    table.conv_direct(shape, weights.data(), pieces.call(epilogue, first, last), block_cut, shape.out.blocks);
+  }
+  bool same_bits = true;
+  for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, pieces.output, k);
+  check(same_bits, name + ": pieces give the same bits");
+
+  // Dense over zero planes.
+  for (int32_t c = 0; c < conv.in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.clear(c);
+  }
+  const std::vector<int32_t> every_out = all_of(conv.out_channels);
+  Run dense(conv, in, all_of(conv.in_channels), every_out);
+  table.conv_direct(shape, weights.data(), dense.call(data.select(terms, every_out)), 0, shape.out.blocks);
+  same_bits = true;
+  for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, dense.output, k);
+  check(same_bits, name + ": skipping gives the bits of the dense run");
+}
+
+void test_direct_grid(const KernelTable& table) {
+  constexpr int kUsual = kBias | kOuter;
+  const int32_t sizes[][2] = {{1, 1}, {2, 3}, {4, 4}, {7, 7}, {8, 8}, {14, 14}, {15, 13}, {28, 28}, {33, 31}, {56, 56}};
+  const int32_t kernels[][2] = {{1, 1}, {3, 3}, {5, 5}, {1, 7}, {7, 7}};
+  for (const auto& size : sizes) {
+    for (const auto& kernel : kernels) {
+      for (int32_t stride : {1, 2}) {
+        test_direct(table, same(6, 9, size[0], size[1], kernel[0], kernel[1], stride), 4, 7, kUsual);
+      }
+    }
+  }
+  for (int32_t n_in : {0, 1, 15, 16, 17, 19}) {
+    for (int32_t n_out : {0, 1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 19}) {
+      test_direct(table, same(19, 19, 7, 7, 3, 3), n_in, n_out, kUsual);
+      test_direct(table, same(19, 19, 14, 14, 1, 1), n_in, n_out, kUsual);
+    }
+  }
+  // Every register tile: outputs by vectors of positions.
+  for (int32_t n_out = 1; n_out <= 17; ++n_out) {
+    for (int32_t height = 1; height <= 9; ++height) {
+      for (const auto& kernel : {1, 3}) test_direct(table, same(3, 17, height, 7, kernel, kernel), 3, n_out, kUsual);
+      test_direct(table, same(3, 17, height, 14, 1, 3), 2, n_out, kUsual);
+    }
+  }
+  for (int terms = 0; terms < kAllTerms; ++terms) {
+    test_direct(table, same(5, 11, 7, 7, 3, 3), 3, 9, terms);
+    test_direct(table, same(5, 11, 15, 13, 1, 1), 3, 9, terms);
+  }
+  test_direct(table, {4, 5, 12, 17, 3, 3, 1, 2, 2, 2, 2, 2}, 4, 5, kUsual);  // dilation
+  test_direct(table, {4, 5, 12, 17, 3, 3, 2, 2, 2, 2, 2, 2}, 4, 5, kUsual);  // with a stride
+  test_direct(table, {4, 5, 12, 17, 3, 3, 1, 1, 0, 0, 0, 0}, 4, 5, kUsual);  // no padding
+  test_direct(table, {4, 5, 12, 17, 3, 3, 2, 1, 0, 0, 1, 1}, 4, 5, kUsual);  // asymmetric
+  test_direct(table, {4, 5, 12, 17, 4, 2, 1, 1, 1, 0, 2, 1}, 4, 5, kUsual);
+  test_direct(table, {4, 5, 13, 16, 3, 3, 3, 1, 1, 1, 1, 1}, 4, 5, kUsual);  // stride 3
+}
+
+// NaN in a live input must reach the outputs whose windows hold it, and only those.
+void test_nan(const KernelTable& table) {
+  const Conv conv = same(4, 4, 14, 14, 3, 3);
+  Random random(3);
+  PlanarInput in(conv, random);
+  const std::vector<float> weights = random.vector(4 * 4 * 9);
+  in.plane(2)[6 * in.pitch + 5] = std::numeric_limits<float>::quiet_NaN();
+  EpilogueData data(conv, in.out, random);
+  const std::vector<int32_t> list = all_of(4);
+  for (int terms : {kBias | kOuter, kAllTerms - 1}) {
+    Run run(conv, in, list, list);
+    const DirectShape shape{4, 4, 9, in.tap_offset.data(), in.out.shape()};
+    table.conv_direct(shape, weights.data(), run.call(data.select(terms, list)), 0, shape.out.blocks);
+    bool right = true;
+    for (int32_t k = 0; k < 4; ++k) {
+      for (int32_t y = 0; y < 14; ++y) {
+        for (int32_t x = 0; x < 14; ++x) {
+          const bool holds = std::abs(y - 6) <= 1 && std::abs(x - 5) <= 1;
+          right = right && std::isnan(run.output.at(k, y, x)) == holds;
+        }
+      }
+    }
+    check(right, std::string(table.isa) + " direct: NaN reaches exactly its windows, terms " + std::to_string(terms));
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu::testing
+
+int main() {
+  using namespace dynprune::cpu;
+  using namespace dynprune::cpu::testing;
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const Isa isas[] = {
+      {"generic", true, {fill_conv_direct_generic}},
+      {"avx2", avx2, {fill_conv_direct_avx2}},
+      {"avx512", avx512, {fill_conv_direct_avx512}},
+  };
+  for (const Isa& isa : isas) {
+    if (!isa.supported) {
+      std::printf("%s: this CPU lacks it\n", isa.name);
+      continue;
+    }
+    KernelTable table{};
+    table.isa = isa.name;
+    for (const auto fill : isa.fill) {
+      if (fill) fill(table);
+    }
+    test_direct_grid(table);
+    test_nan(table);
+  }
+  std::printf("%d passed, %d failed\n", g_passed, g_failed);
+  return g_failed != 0;
+}
