@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dynprune_rt.ir.types import MAX_RANK
+
 
 class _Required:
     def __repr__(self) -> str:
@@ -46,7 +48,7 @@ def integer(low: int = 0, high: int = MAX_INTEGER) -> Check:
 
 
 def integers(length: int | None = None, low: int = 0) -> Check:
-    """A sequence of integers >= low, of exactly ``length`` entries where that is given."""
+    """A sequence of integers >= low: ``length`` entries, or one per dimension."""
     item = integer(low)
 
     def check(value: Any) -> tuple[int, ...]:
@@ -54,6 +56,8 @@ def integers(length: int | None = None, low: int = 0) -> Check:
             raise ValueError(f"expected a list of integers, got {value!r:.80}")
         if length is not None and len(value) != length:
             raise ValueError(f"expected {length} integers, got {len(value)}")
+        if len(value) > MAX_RANK:
+            raise ValueError(f"expected at most {MAX_RANK} integers, got {len(value)}")
         return tuple(item(v) for v in value)
 
     return check

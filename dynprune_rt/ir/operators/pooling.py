@@ -230,15 +230,16 @@ def _infer_interpolate(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType("f32", (*x.shape[:2], *attrs["size"])),)
 
 
-def _step(size: int, out: int, scale: float | None) -> np.floating:
+def _step(size: int, out: int, scale: float | None) -> np.float32:
     """Input pixels per output pixel: from the scale factor where the user gave one, else from the sizes."""
-    return np.float32(1.0 / scale if scale is not None else np.float32(size) / np.float32(out))
+    return np.float32(1.0 / scale if scale is not None else size / out)
 
 
 def nearest_source(size: int, out: int, scale: float | None) -> np.ndarray:
     """Source index of every output position, in float32 arithmetic as torch computes it."""
     position = np.arange(out, dtype=np.float32) * _step(size, out, scale)
-    return np.minimum(np.floor(position).astype(np.int64), size - 1)
+    index: np.ndarray = np.minimum(np.floor(position).astype(np.int64), size - 1)
+    return index
 
 
 def linear_source(
