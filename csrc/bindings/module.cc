@@ -180,7 +180,7 @@ void bind_builder(py::module_& m) {
   builder.def(
       "add_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, const FloatArray& weights, int32_t groups,
-         std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, int32_t shift, int32_t residual_map, std::pair<float, float> inner,
+         std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, int32_t shift, int32_t residual_map, int32_t residual_live, std::pair<float, float> inner,
          std::pair<float, float> outer, int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
          const std::vector<std::pair<cpu::Reduce, int32_t>>& pools, int32_t winograd_m, cpu::WinogradWeights winograd_form,
          int64_t winograd_scratch, int64_t macs_per_pair) {
@@ -197,6 +197,7 @@ void bind_builder(py::module_& m) {
         p.gate = gate;
         p.shift = shift;
         p.residual_map = residual_map;
+        p.residual_live = residual_live;
         p.inner = clamp_of(inner);
         p.outer = clamp_of(outer);
         p.in_list = in_list;
@@ -211,7 +212,7 @@ void bind_builder(py::module_& m) {
         b.add_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("weights"), py::arg("groups"), py::arg("tap_offset"),
-      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("residual_map"), py::arg("inner"), py::arg("outer"), py::arg("in_list"),
+      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("residual_map"), py::arg("residual_live"), py::arg("inner"), py::arg("outer"), py::arg("in_list"),
       py::arg("out_list"), py::arg("pass_list"), py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
       py::arg("winograd_scratch"), py::arg("macs_per_pair"));
   builder.def(
@@ -223,11 +224,11 @@ void bind_builder(py::module_& m) {
       py::arg("name"), py::kw_only(), py::arg("in_flat"), py::arg("out_flat"), py::arg("weights"), py::arg("bias"), py::arg("clamp"));
   builder.def(
       "add_plane_unary",
-      [](PyPlanBuilder& b, const std::string& name, cpu::Unary kind, int32_t in_map, int32_t out_map, int32_t list, float a, float bb, int32_t a_flat, int32_t b_flat) {
-        b.add_plane_unary(name, {kind, in_map, out_map, list, a, bb, a_flat, b_flat});
+      [](PyPlanBuilder& b, const std::string& name, cpu::Unary kind, int32_t in_map, int32_t out_map, int32_t list, float a, float bb, int32_t a_flat, int32_t b_flat, int32_t in_live) {
+        b.add_plane_unary(name, {kind, in_map, out_map, list, a, bb, a_flat, b_flat, in_live});
       },
       py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_map"), py::arg("list"), py::arg("a") = 0.0f,
-      py::arg("b") = 0.0f, py::arg("a_flat") = -1, py::arg("b_flat") = -1);
+      py::arg("b") = 0.0f, py::arg("a_flat") = -1, py::arg("b_flat") = -1, py::arg("in_live") = -1);
   py::class_<PlaneBinaryStep::Operand>(m, "Operand")
       .def(py::init([](int32_t map, int32_t flat, bool one_plane, bool one_number, int32_t live_mask) {
              return PlaneBinaryStep::Operand{map, flat, one_plane, one_number, live_mask};
@@ -240,7 +241,7 @@ void bind_builder(py::module_& m) {
       py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("x0"), py::arg("x1"), py::arg("out_map"), py::arg("list"), py::arg("clamp"));
   builder.def(
       "add_pool",
-      [](PyPlanBuilder& b, const std::string& name, PoolStep::Kind kind, int32_t in_map, int32_t out_map, int32_t list, std::pair<int, int> kernel,
+      [](PyPlanBuilder& b, const std::string& name, PoolStep::Kind kind, int32_t in_map, int32_t in_live, int32_t out_map, int32_t list, std::pair<int, int> kernel,
          std::pair<int, int> stride, std::array<int, 4> padding, std::pair<int, int> dilation, bool count_include_pad, int divisor) {
         cpu::PoolShape s{};
         s.kernel_h = kernel.first;
@@ -255,14 +256,14 @@ void bind_builder(py::module_& m) {
         s.dilation_w = dilation.second;
         s.count_include_pad = count_include_pad;
         s.divisor = divisor;
-        b.add_pool(name, kind, s, in_map, out_map, list);
+        b.add_pool(name, kind, s, in_map, in_live, out_map, list);
       },
-      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_map"), py::arg("list"), py::arg("kernel") = std::make_pair(1, 1),
+      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("in_live"), py::arg("out_map"), py::arg("list"), py::arg("kernel") = std::make_pair(1, 1),
       py::arg("stride") = std::make_pair(1, 1), py::arg("padding") = std::array<int, 4>{0, 0, 0, 0}, py::arg("dilation") = std::make_pair(1, 1),
       py::arg("count_include_pad") = true, py::arg("divisor") = 0);
   builder
       .def("add_spatial_reduce", &PyPlanBuilder::add_spatial_reduce, py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
-      .def("add_phase_split", &PyPlanBuilder::add_phase_split, py::arg("name"), py::kw_only(), py::arg("stride"), py::arg("phase_stride"), py::arg("in_map"),
+      .def("add_phase_split", &PyPlanBuilder::add_phase_split, py::arg("name"), py::kw_only(), py::arg("stride_h"), py::arg("stride_w"), py::arg("phase_stride"), py::arg("in_map"),
            py::arg("out_map"), py::arg("list"))
       .def("add_load_planes", &PyPlanBuilder::add_load_planes, py::arg("name"), py::kw_only(), py::arg("flat"), py::arg("input"), py::arg("out_map"))
       .def("add_store_planes", &PyPlanBuilder::add_store_planes, py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("list"), py::arg("flat"), py::arg("output"))

@@ -44,9 +44,15 @@ ConvStep::ConvStep(const Plan& plan, ConvParams params) : p_(std::move(params)) 
   }
 }
 
-cpu::Epilogue ConvStep::epilogue(const Plan& plan, const Context& context) const {
+cpu::Epilogue ConvStep::epilogue(const Plan& plan, const Context& context, const LiveList& out) const {
+  const float* const* residual = nullptr;
+  if (p_.residual_map >= 0) {
+    for (int32_t i = 0; i < out.count; ++i)
+      context.residual_planes[i] = plan.live_plane(context, p_.residual_map, out.index[i], p_.residual_live);
+    residual = context.residual_planes;
+  }
   return {plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate), plan.flat_or_null(context, p_.shift),
-          nullptr, p_.inner, p_.outer};
+          residual, p_.inner, p_.outer};
 }
 
 void ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
@@ -74,13 +80,8 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   const int32_t in_base = group * in_channels_, out_base = group * out_channels_;
   for (int32_t i = 0; i < in.count; ++i) context.read_planes[i] = plan.plane(context, p_.in_map, in.index[i]);
   for (int32_t i = 0; i < out.count; ++i) context.write_planes[i] = plan.plane(context, p_.out_map, out.index[i]);
-  cpu::Epilogue epilogue = this->epilogue(plan, context);
-  if (p_.residual_map >= 0) {
-    for (int32_t i = 0; i < out.count; ++i)
-      context.residual_planes[i] = plan.plane(context, p_.residual_map, out.index[i]);
-    epilogue.residual = context.residual_planes;
-  }
-  cpu::ConvCall call{context.read_planes, in.index, in.count, context.write_planes, out.index, out.count, epilogue};
+  cpu::ConvCall call{context.read_planes,  in.index,  in.count, context.write_planes, out.index, out.count,
+                     epilogue(plan, context, out)};
   const float* weights = p_.weights;
   if (group > 0) {  // the kernels know one group: its channels start at 0
     int32_t* in_channel = context.channels;
@@ -163,13 +164,8 @@ void ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& tea
     context.read_planes[i] = live ? plan.plane(context, p_.in_map, channel) : nullptr;
     context.write_planes[i] = plan.plane(context, p_.out_map, out.index[i]);
   }
-  cpu::Epilogue epilogue = this->epilogue(plan, context);
-  if (p_.residual_map >= 0) {
-    for (int32_t i = 0; i < out.count; ++i)
-      context.residual_planes[i] = plan.plane(context, p_.residual_map, out.index[i]);
-    epilogue.residual = context.residual_planes;
-  }
-  const cpu::ConvCall call{context.read_planes, in.index, out.count, context.write_planes, out.index, out.count, epilogue};
+  const cpu::ConvCall call{context.read_planes,  in.index,  out.count, context.write_planes, out.index, out.count,
+                           epilogue(plan, context, out)};
   if (context.record) {
     context.record->macs += p_.macs_per_pair * pairs;
     context.record->kernel = "depthwise";
@@ -203,7 +199,7 @@ void ConvStep::pass_through(const Plan& plan, Context& context, ThreadTeam& team
       const int32_t channel = pass.index[i];
       float* y = plan.plane(context, p_.out_map, channel);
       const float constant = shift ? shift[channel] : 0.0f;
-      const float* r = p_.residual_map >= 0 ? plan.plane(context, p_.residual_map, channel) : nullptr;
+      const float* r = p_.residual_map >= 0 ? plan.live_plane(context, p_.residual_map, channel, p_.residual_live) : nullptr;
       if (r)
         plan.kernels->plane_binary(cpu::Binary::kAdd, p_.outer, shape, r, nullptr, constant, y);
       else

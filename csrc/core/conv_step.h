@@ -15,6 +15,7 @@ struct PoolOutput {
 
 struct ConvParams {
   int32_t in_map = -1, out_map = -1, residual_map = -1;
+  int32_t residual_live = -1;  // flat bool [K]: residual channels outside it read as zero; -1 = all stored
   int32_t groups = 1;
   int32_t kernel_h = 1, kernel_w = 1;
   std::vector<int32_t> tap_offset;
@@ -42,7 +43,7 @@ class ConvStep final : public Step {
   void run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in, const LiveList& out) const;
   void pass_through(const Plan& plan, Context& context, ThreadTeam& team) const;
   void reduce_pools(const Plan& plan, Context& context, ThreadTeam& team) const;
-  cpu::Epilogue epilogue(const Plan& plan, const Context& context) const;
+  cpu::Epilogue epilogue(const Plan& plan, const Context& context, const LiveList& out) const;
 
   ConvParams p_;
   int32_t in_channels_, out_channels_;  // of one group

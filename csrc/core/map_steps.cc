@@ -54,8 +54,8 @@ void PlaneUnaryStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
   const float* b = plan.flat_or_null(context, p_.b_flat);
   record_lists(context, list);
   for_each_channel(list, shape.blocks, team, [&](int32_t c) {
-    plan.kernels->plane_unary(p_.kind, a ? a[c] : p_.a, b ? b[c] : p_.b, shape, plan.plane(context, p_.in_map, c),
-                              plan.plane(context, p_.out_map, c));
+    plan.kernels->plane_unary(p_.kind, a ? a[c] : p_.a, b ? b[c] : p_.b, shape,
+                              plan.live_plane(context, p_.in_map, c, p_.in_live), plan.plane(context, p_.out_map, c));
   });
 }
 
@@ -69,10 +69,7 @@ void PlaneBinaryStep::run(const Plan& plan, Context& context, ThreadTeam& team) 
   };
   const auto source = [&](const Operand& x, int32_t c) -> Source {
     if (x.map < 0) return {nullptr, plan.flat(context, x.flat)[x.one_number ? 0 : c]};
-    const float* live = plan.flat_or_null(context, x.live_mask);
-    const int32_t channel = x.one_plane ? 0 : c;
-    if (live && context.skip && live[channel] == 0.0f) return {nullptr, 0.0f};
-    return {plan.plane(context, x.map, channel), 0.0f};
+    return {plan.live_plane(context, x.map, x.one_plane ? 0 : c, x.live_mask), 0.0f};
   };
   for_each_channel(list, shape.blocks, team, [&](int32_t c) {
     const Source x0 = source(p_.x0, c), x1 = source(p_.x1, c);
@@ -92,7 +89,7 @@ void PoolStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   record_lists(context, list);
   const int64_t work = static_cast<int64_t>(shape_.out.blocks) * std::max(1, shape_.kernel_h * shape_.kernel_w);
   for_each_channel(list, work, team, [&](int32_t c) {
-    const float* x = plan.plane(context, in_map_, c);
+    const float* x = plan.live_plane(context, in_map_, c, in_live_);
     float* y = plan.plane(context, out_map_, c);
     switch (kind_) {
       case Kind::kMax: plan.kernels->plane_max_pool(shape_, x, y); break;
@@ -120,7 +117,7 @@ void PhaseSplitStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
   const cpu::PlaneShape& phase = plan.shape_of(out_map_);
   record_lists(context, list);
   for_each_channel(list, in.blocks, team, [&](int32_t c) {
-    plan.kernels->phase_split(in, phase, stride_, phase_stride_, plan.plane(context, in_map_, c),
+    plan.kernels->phase_split(in, phase, stride_h_, stride_w_, phase_stride_, plan.plane(context, in_map_, c),
                               plan.plane(context, out_map_, c));
   });
 }

@@ -24,6 +24,7 @@ class PlaneUnaryStep final : public Step {
     int32_t in_map, out_map, list;
     float a = 0, b = 0;
     int32_t a_flat = -1, b_flat = -1;
+    int32_t in_live = -1;  // flat bool [C]: channels outside it read as zero; -1 = all stored
   };
   explicit PlaneUnaryStep(Params params) : p_(params) {}
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
@@ -57,14 +58,14 @@ class PlaneBinaryStep final : public Step {
 class PoolStep final : public Step {
  public:
   enum class Kind { kMax, kAverage, kAdaptiveAverage, kAdaptiveMax };
-  PoolStep(Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t out_map, int32_t list)
-      : kind_(kind), shape_(shape), in_map_(in_map), out_map_(out_map), list_(list) {}
+  PoolStep(Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t in_live, int32_t out_map, int32_t list)
+      : kind_(kind), shape_(shape), in_map_(in_map), in_live_(in_live), out_map_(out_map), list_(list) {}
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
   Kind kind_;
   cpu::PoolShape shape_;
-  int32_t in_map_, out_map_, list_;
+  int32_t in_map_, in_live_, out_map_, list_;
 };
 
 // y[c] = reduction of plane c for the listed channels, 0 for the others.
@@ -79,16 +80,16 @@ class SpatialReduceStep final : public Step {
   int32_t in_map_, out_flat_, list_;
 };
 
-// Splits the listed channels into stride x stride phase planes. out_map has one entry per channel:
+// Splits the listed channels into stride_h x stride_w phase planes. out_map has one entry per channel:
 // the plane of phase 0; the others follow phase_stride floats apart.
 class PhaseSplitStep final : public Step {
  public:
-  PhaseSplitStep(int32_t stride, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list)
-      : stride_(stride), phase_stride_(phase_stride), in_map_(in_map), out_map_(out_map), list_(list) {}
+  PhaseSplitStep(int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list)
+      : stride_h_(stride_h), stride_w_(stride_w), phase_stride_(phase_stride), in_map_(in_map), out_map_(out_map), list_(list) {}
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
-  int32_t stride_;
+  int32_t stride_h_, stride_w_;
   int64_t phase_stride_;
   int32_t in_map_, out_map_, list_;
 };

@@ -110,6 +110,17 @@ struct Plan {
   float* plane(const Context& context, int32_t map, int32_t channel) const {
     return context.arena + maps[static_cast<size_t>(map)].plane[static_cast<size_t>(channel)];
   }
+  // The plane of an operand's channel, or a plane of zeros where `live_mask` (a flat bool [C], -1 = none)
+  // says that the channel is not stored. With skipping off every channel that a computed mask governs
+  // is stored; a constant mask always holds.
+  const float* live_plane(const Context& context, int32_t map, int32_t channel, int32_t live_mask) const {
+    if (live_mask >= 0) {
+      const FlatRef& mask = flats[static_cast<size_t>(live_mask)];
+      if ((context.skip || mask.constant) && flat(context, live_mask)[channel] == 0.0f)
+        return context.arena + zero_plane[static_cast<size_t>(maps[static_cast<size_t>(map)].shape)];
+    }
+    return plane(context, map, channel);
+  }
   float* flat(const Context& context, int32_t flat) const {
     const FlatRef& ref = flats[static_cast<size_t>(flat)];
     return ref.constant ? const_cast<float*>(ref.constant) : context.arena + ref.offset;

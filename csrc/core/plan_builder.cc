@@ -62,10 +62,8 @@ int32_t PlanBuilder::add_constant_list(std::vector<int32_t> channels) {
 }
 
 int32_t PlanBuilder::add_live_list(int32_t capacity, int32_t include, int32_t exclude) {
-  for (int32_t mask : {include, exclude}) {
-    check_flat(mask, true);
-    if (mask >= 0 && plan_->flats[static_cast<size_t>(mask)].size() != capacity) fail("a mask's size differs from the number of channels");
-  }
+  check_mask(include, capacity);
+  check_mask(exclude, capacity);
   LiveListDesc desc;
   desc.capacity = capacity;
   desc.include = include;
@@ -94,6 +92,11 @@ void PlanBuilder::check_flat(int32_t flat, bool optional) const {
   if (flat < 0 || static_cast<size_t>(flat) >= plan_->flats.size()) fail("unknown flat tensor");
 }
 
+void PlanBuilder::check_mask(int32_t flat, int32_t channels) const {
+  check_flat(flat, true);
+  if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != channels) fail("a mask's size differs from the number of channels");
+}
+
 void PlanBuilder::check_list(int32_t list, int32_t channels, bool optional) const {
   if (list < 0 && optional) return;
   if (list < 0 || static_cast<size_t>(list) >= plan_->lists.size()) fail("unknown live list");
@@ -114,6 +117,7 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
   }
   if (p.residual_map >= 0) {
     check_map(p.residual_map);
+    check_mask(p.residual_live, out);
     if (channels(p.residual_map) != out || plan_->maps[static_cast<size_t>(p.residual_map)].shape != plan_->maps[static_cast<size_t>(p.out_map)].shape)
       fail(name + ": the residual's shape differs from the output's");
   }
@@ -146,6 +150,7 @@ void PlanBuilder::add_linear(const std::string& name, LinearStep::Params p) {
 void PlanBuilder::add_plane_unary(const std::string& name, PlaneUnaryStep::Params p) {
   check_map(p.in_map);
   check_map(p.out_map);
+  check_mask(p.in_live, channels(p.in_map));
   check_list(p.list, channels(p.out_map));
   for (int32_t flat : {p.a_flat, p.b_flat}) {
     check_flat(flat, true);
@@ -160,7 +165,7 @@ void PlanBuilder::add_plane_binary(const std::string& name, PlaneBinaryStep::Par
   for (const PlaneBinaryStep::Operand* x : {&p.x0, &p.x1}) {
     if (x->map >= 0) {
       check_map(x->map);
-      check_flat(x->live_mask, true);
+      check_mask(x->live_mask, channels(x->map));
       if (channels(x->map) != (x->one_plane ? 1 : channels(p.out_map))) fail(name + ": operand channels do not match");
     } else {
       check_flat(x->flat, false);
@@ -170,14 +175,16 @@ void PlanBuilder::add_plane_binary(const std::string& name, PlaneBinaryStep::Par
   append(name, "plane_binary", std::make_unique<PlaneBinaryStep>(p));
 }
 
-void PlanBuilder::add_pool(const std::string& name, PoolStep::Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t out_map, int32_t list) {
+void PlanBuilder::add_pool(const std::string& name, PoolStep::Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t in_live, int32_t out_map,
+                           int32_t list) {
   check_map(in_map);
   check_map(out_map);
+  check_mask(in_live, channels(in_map));
   if (channels(in_map) != channels(out_map)) fail(name + ": pooling keeps the number of channels");
   check_list(list, channels(in_map));
   shape.in = plan_->shape_of(in_map);
   shape.out = plan_->shape_of(out_map);
-  append(name, "pool", std::make_unique<PoolStep>(kind, shape, in_map, out_map, list));
+  append(name, "pool", std::make_unique<PoolStep>(kind, shape, in_map, in_live, out_map, list));
 }
 
 void PlanBuilder::add_spatial_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list) {
@@ -188,13 +195,13 @@ void PlanBuilder::add_spatial_reduce(const std::string& name, cpu::Reduce kind, 
   append(name, "spatial_reduce", std::make_unique<SpatialReduceStep>(kind, in_map, out_flat, list));
 }
 
-void PlanBuilder::add_phase_split(const std::string& name, int32_t stride, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list) {
+void PlanBuilder::add_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list) {
   check_map(in_map);
   check_map(out_map);
   if (channels(in_map) != channels(out_map)) fail(name + ": a phase split keeps the number of channels");
-  if (stride < 2) fail(name + ": a phase split needs stride >= 2");
+  if (stride_h < 1 || stride_w < 1) fail(name + ": a phase split needs positive strides");
   check_list(list, channels(in_map));
-  append(name, "phase_split", std::make_unique<PhaseSplitStep>(stride, phase_stride, in_map, out_map, list));
+  append(name, "phase_split", std::make_unique<PhaseSplitStep>(stride_h, stride_w, phase_stride, in_map, out_map, list));
 }
 
 void PlanBuilder::add_load_planes(const std::string& name, int32_t flat, int32_t input, int32_t out_map) {

@@ -35,9 +35,9 @@ class PlanBuilder {
   void add_linear(const std::string& name, LinearStep::Params params);
   void add_plane_unary(const std::string& name, PlaneUnaryStep::Params params);
   void add_plane_binary(const std::string& name, PlaneBinaryStep::Params params);
-  void add_pool(const std::string& name, PoolStep::Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t out_map, int32_t list);
+  void add_pool(const std::string& name, PoolStep::Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t in_live, int32_t out_map, int32_t list);
   void add_spatial_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list);
-  void add_phase_split(const std::string& name, int32_t stride, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list);
+  void add_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list);
   void add_load_planes(const std::string& name, int32_t flat, int32_t input, int32_t out_map);
   void add_store_planes(const std::string& name, int32_t in_map, int32_t list, int32_t flat, int32_t output);
   void add_copy(const std::string& name, int32_t flat, int32_t input, int32_t output);
@@ -55,6 +55,7 @@ class PlanBuilder {
   template <class StepType>
   void append(const std::string& name, const std::string& op, std::unique_ptr<StepType> step);
   void check_map(int32_t map) const;
+  void check_mask(int32_t flat, int32_t channels) const;
   void check_flat(int32_t flat, bool optional) const;
   void check_list(int32_t list, int32_t channels, bool optional = false) const;
   int32_t channels(int32_t map) const { return plan_->maps[static_cast<size_t>(map)].channels(); }

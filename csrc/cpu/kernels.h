@@ -121,11 +121,11 @@ struct PoolShape {
 using PlanePoolFn = void (*)(const PoolShape&, const float* x, float* y);  // windows that leave the map see -inf (max) or 0
 using PlaneAdaptivePoolFn = void (*)(const PlaneShape& in, const PlaneShape& out, bool average, const float* x, float* y);
 
-// Splits one plane into stride*stride phase planes `phase_stride` floats apart:
-// phase (r, s) holds rows r, r+stride, ... and columns s, s+stride, ... of the input; `phase` gives
-// height, width and pitch of the phase planes (rows or columns beyond the input are zero).
-using PhaseSplitFn = void (*)(const PlaneShape& in, const PlaneShape& phase, int32_t stride, int64_t phase_stride,
-                              const float* x, float* y);
+// Splits one plane into stride_h * stride_w phase planes `phase_stride` floats apart: phase
+// r * stride_w + s holds rows r, r + stride_h, ... and columns s, s + stride_w, ... of the input;
+// `phase` gives height, width and pitch of the phase planes (rows or columns beyond the input are zero).
+using PhaseSplitFn = void (*)(const PlaneShape& in, const PlaneShape& phase, int32_t stride_h, int32_t stride_w,
+                              int64_t phase_stride, const float* x, float* y);
 
 // Contiguous [H][W] floats to a plane and back.
 using PlaneLoadFn = void (*)(const PlaneShape&, const float* dense, float* y);

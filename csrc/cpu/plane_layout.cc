@@ -46,22 +46,22 @@ DYNPRUNE_INLINE void split_row_by_two(int64_t width, int64_t phase_width, const 
   }
 }
 
-void phase_split(const PlaneShape& in, const PlaneShape& phase, int32_t stride, int64_t phase_stride, const float* x,
-                 float* y) {
-  for (int32_t r = 0; r < stride; ++r) {
-    float* phases = y + r * stride * phase_stride;  // (r, 0), (r, 1), ...
+void phase_split(const PlaneShape& in, const PlaneShape& phase, int32_t stride_h, int32_t stride_w, int64_t phase_stride,
+                 const float* x, float* y) {
+  for (int32_t r = 0; r < stride_h; ++r) {
+    float* phases = y + r * stride_w * phase_stride;  // (r, 0), (r, 1), ...
     for (int64_t i = 0; i < phase.height; ++i) {
-      const int64_t row = i * stride + r;
+      const int64_t row = i * stride_h + r;
       const float* source = x + row * in.pitch;
       float* target = phases + i * phase.pitch;
       if (row >= in.height) {
-        for (int32_t s = 0; s < stride; ++s) zero_row(phase.width, target + s * phase_stride);
-      } else if (stride == 2) {
+        for (int32_t s = 0; s < stride_w; ++s) zero_row(phase.width, target + s * phase_stride);
+      } else if (stride_w == 2) {
         split_row_by_two(in.width, phase.width, source, target, target + phase_stride);
       } else {
-        for (int32_t s = 0; s < stride; ++s) {
+        for (int32_t s = 0; s < stride_w; ++s) {
           for (int64_t j = 0; j < phase.width; ++j) {
-            const int64_t column = j * stride + s;
+            const int64_t column = j * stride_w + s;
             target[s * phase_stride + j] = column < in.width ? source[column] : 0.0f;
           }
         }
