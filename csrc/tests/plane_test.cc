@@ -330,7 +330,7 @@ void test_layout(const KernelTable& table) {
             for (int j = 0; j < width; ++j) y[size_t(p * phase_stride + i * pitch + j)] = 9.0f;
           }
         }
-        table.phase_split(x.shape(), phase.shape(), stride, phase_stride, x.data(), y.data());
+        table.phase_split(x.shape(), phase.shape(), stride, stride, phase_stride, x.data(), y.data());
         std::vector<float> expected(y.size(), 0.0f);
         for (int i = 0; i < size.height; ++i) {
           for (int j = 0; j < size.width; ++j) {
