@@ -36,6 +36,7 @@ def load_weights(model: nn.Module, path: str | Path) -> list[str]:
     except Exception as error:
         raise DynpruneError(f"cannot read {path} as safetensors: {error}") from None
     own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     tensors = _rename_gates(tensors, own)
     wrong = [f"{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the model"
              for k, v in tensors.items() if k in own and v.shape != own[k].shape]  # fmt: skip
