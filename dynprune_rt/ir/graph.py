@@ -100,7 +100,7 @@ class Graph:
 
     def add_constant(self, stem: str, array: np.ndarray) -> Value:
         """Add an unbatched constant; its dtype must be one of ir.types.DTYPES."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # ascontiguousarray would give scalars a dimension
         for dtype, np_dtype in DTYPES.items():
             if array.dtype == np_dtype:
                 value = self.new_value(stem, TensorType(dtype, tuple(array.shape)))

@@ -9,7 +9,7 @@ import numpy as np
 from dynprune_rt.errors import InputError
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.operators import operator
-from dynprune_rt.ir.operators.convolution import finish
+from dynprune_rt.ir.operators.convolution import UNBOUNDED, finish
 from dynprune_rt.ir.operators.pooling import spatial_reduction
 from dynprune_rt.ir.types import DTYPES
 
@@ -111,10 +111,9 @@ def _skip_outputs(
     """conv2d with its masks: channels outside ``computed`` have no sum, those outside ``live`` count as zero."""
     computed = node.computed or node.output.live
     if computed is not None:
-        padded = [*arrays, *[None] * (6 - len(arrays))]
-        padded[3] = None  # the gate acts on sums only
-        attrs = {**operator("conv2d").canonical_attrs(node.attrs), "inner": (0.0, 0.0)}
-        passed = finish(np.zeros_like(out), padded, attrs)
+        padded: list[np.ndarray | None] = [*arrays, *[None] * (6 - len(arrays))]
+        attrs = {**operator("conv2d").canonical_attrs(node.attrs), "inner": UNBOUNDED}
+        passed = finish(np.zeros_like(out), [None, None, None, None, *padded[4:]], attrs)
         out = np.where(_over_space(values[computed.name], out), out, passed)
     out = _read(node.output, out, values)
     return (out, *[spatial_reduction(kind, out) for kind in node.attrs.get("pools", ())])

@@ -23,6 +23,7 @@ def verify(graph: Graph) -> None:
     - Masks are bool [N, C], fit their value's channels, and exist before the node that obeys them.
     """
     defined: dict[str, Value] = {}
+    ranges: dict[str, tuple[int, int]] = {}
 
     def define(value: Value, what: str) -> None:
         _check_name(value.name, what)
@@ -53,6 +54,8 @@ def verify(graph: Graph) -> None:
             if defined.get(value.name) is not value:
                 raise VerificationError(f"{where} reads {value.name!r}, which is not defined before it")
         _check_node(graph, node, where)
+        if node.op == "index_select":
+            _check_index(graph, node, ranges, where)
         for value in node.outputs:
             define(value, "value")
             if graph.is_constant(value):
@@ -92,7 +95,9 @@ def _check_node(graph: Graph, node: Node, where: str) -> None:
     for name, value in canonical.items():
         found = node.attrs.get(name, "nothing")
         if found != value or type(found) is not type(value):
-            raise VerificationError(f"{where}: attribute {name!r} is {found!r}, expected the canonical form {value!r}")
+            raise VerificationError(
+                f"{where}: attribute {name!r} is {found!r:.80}, expected the canonical form {value!r:.80}"
+            )
     if [v.type for v in node.outputs] != list(types):
         found = [str(v.type) for v in node.outputs]
         raise VerificationError(f"{where}: outputs are {found}, inferred {[str(t) for t in types]}")
@@ -100,20 +105,22 @@ def _check_node(graph: Graph, node: Node, where: str) -> None:
         operand = node.inputs[position] if position < len(node.inputs) else None
         if operand is not None and not graph.is_constant(operand):
             raise VerificationError(f"{where}: operand {position} ({operand.name!r}) has to be a constant")
-    if node.op == "index_select":
-        _check_index(graph, node, where)
     for mask, value, what in _masks(node):
         _check_mask(mask, value, f"{where}: {what} {mask.name!r}")
     if node.computed is not None and node.op != "conv2d":
         raise VerificationError(f"{where}: only conv2d may have a mask of computed channels")
 
 
-def _check_index(graph: Graph, node: Node, where: str) -> None:
+def _check_index(graph: Graph, node: Node, ranges: dict[str, tuple[int, int]], where: str) -> None:
+    """The index stays inside; ``ranges`` remembers what each index vector holds."""
     x, index = node.inputs
     assert x is not None and index is not None
-    positions = graph.constant(index)
+    if index.name not in ranges:
+        positions = graph.constant(index)
+        ranges[index.name] = int(positions.min()), int(positions.max())
+    low, high = ranges[index.name]
     size = x.type.shape[node.attrs["dim"]]
-    if positions.min() < 0 or positions.max() >= size:
+    if low < 0 or high >= size:
         raise VerificationError(
             f"{where}: the index {index.name!r} leaves dimension {node.attrs['dim']} of size {size}"
         )

@@ -232,7 +232,8 @@ def _infer_interpolate(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _step(size: int, out: int, scale: float | None) -> np.float32:
     """Input pixels per output pixel: from the scale factor where the user gave one, else from the sizes."""
-    return np.float32(1.0 / scale if scale is not None else size / out)
+    step: np.float32 = np.float32(1.0 / scale if scale is not None else size / out)
+    return step
 
 
 def nearest_source(size: int, out: int, scale: float | None) -> np.ndarray:
