@@ -1,0 +1,526 @@
+"""Planar handlers: one per operator that works on planes. A handler returns False to decline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from dynprune_rt import _C
+from dynprune_rt.backends.cpu.geometry import convolution_taps
+from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, lower_linear
+from dynprune_rt.backends.cpu.storage import FlatView, MapView
+from dynprune_rt.ir.graph import Node, Value
+
+_UNBOUNDED = (-math.inf, math.inf)
+
+Handler = Callable[[Recorder, Node], bool]
+
+
+def lower_on_planes(recorder: Recorder, node: Node) -> bool:
+    """Record ``node`` as steps on planes; False if it has to run on flat tensors."""
+    handler = _HANDLERS.get(node.op)
+    return handler is not None and handler(recorder, node)
+
+
+def _is_plane_map(value: Value | None) -> bool:
+    """True for feature maps worth planes: a 1x1 map is a vector."""
+    return (
+        value is not None
+        and value.type.is_map
+        and value.type.dtype in ("f32", "bool")
+        and math.prod(value.type.shape[2:]) > 1
+    )
+
+
+def _size(value: Value) -> tuple[int, int]:
+    return value.type.shape[2], value.type.shape[3]
+
+
+def _facts(node: Node) -> LayerFacts:
+    return LayerFacts(node.name, node.op)
+
+
+# -- convolution ----------------------------------------------------------------------------------
+
+
+def _operand(node: Node, index: int) -> Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _conv2d(recorder: Recorder, node: Node) -> bool:
+    x, weight, bias, gate, shift, residual = (_operand(node, i) for i in range(6))
+    assert x is not None and weight is not None
+    y = node.output
+    weights = np.ascontiguousarray(recorder.graph.constant(weight))
+    kernel = (weights.shape[2], weights.shape[3])
+    stride, dilation = tuple(node.attrs["stride"]), tuple(node.attrs["dilation"])
+    padding, groups = tuple(node.attrs["padding"]), int(node.attrs["groups"])
+    inner = tuple(node.attrs.get("inner", _UNBOUNDED))
+    outer = tuple(node.attrs.get("outer", _UNBOUNDED))
+    pools = list(node.attrs.get("pools", ()))
+    plain = gate is None and shift is None and residual is None and not pools and outer == _UNBOUNDED
+    if kernel == (1, 1) and groups == 1 and _size(x) == (1, 1) == _size(y) and plain:
+        lower_linear(recorder, node, x, y)
+        return True
+
+    taps = convolution_taps(_size(x), _size(y), kernel, stride, padding, dilation)
+    out_channels = y.type.channels
+    residual_view = None if residual is None else recorder.as_map(residual)
+    in_storages = recorder.as_map(x).storages
+    if (
+        residual is not None
+        and residual_view is not None
+        and recorder.overwritable(residual, residual_view)
+        and not residual_view.storages & in_storages
+    ):
+        out = recorder.bind_map(y, residual_view)
+    else:
+        out = recorder.new_map(y)
+    if residual_view is not None:
+        residual_view.pitch_class.unite(out.pitch_class)
+    if stride == (1, 1):
+        source = recorder.as_map(x)
+        source.pitch_class.unite(out.pitch_class)
+    else:
+        source = recorder.phase_split(x, (stride[0], stride[1]))
+        source.pitch_class.unite(out.pitch_class)
+    source.pitch_class.require(taps.reach)
+
+    computed = node.computed if node.computed is not None else y.live
+    in_list = recorder.live_list(x)
+    out_list = recorder.list_of(computed, None, out_channels)
+    stored_list = recorder.list_of(y.live, None, out_channels) if pools else None
+    pass_list = None
+    free_pass = out is residual_view and residual is not None and _passes_unchanged(residual, shift, outer)
+    if node.computed is not None and node.computed is not y.live and not free_pass:
+        pass_list = recorder.list_of(y.live, node.computed, out_channels)
+
+    winograd_m = _winograd_tile(recorder, kernel, stride, dilation, padding, groups, _size(y))
+    form = _C.WinogradWeights.transformed
+    if winograd_m:
+        form = _winograd_form(weights, winograd_m, _size(y))
+        recorder.winograd_sites.append((x.type.channels, out_channels, winograd_m, out, form))
+    bias_flat, shift_flat = (
+        None if v is None else recorder.constant_vector(v, out_channels) for v in (bias, shift)
+    )
+    gate_flat = None if gate is None else recorder.as_flat(gate)
+    residual_live = None if residual is None else recorder.mask_flat(residual.live)
+    pool_flats = [recorder.new_flat(v) for v in node.outputs[1:]]
+    macs_per_pair = math.prod(_size(y)) * math.prod(kernel)
+    builder = recorder.builder
+    recorder.step(
+        lambda: builder.add_conv(
+            node.name,
+            in_map=recorder.map_id(source),
+            out_map=recorder.map_id(out),
+            weights=weights,
+            groups=groups,
+            tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
+            bias=recorder.flat_id(bias_flat),
+            gate=recorder.flat_id(gate_flat),
+            shift=recorder.flat_id(shift_flat),
+            residual_map=-1 if residual_view is None else recorder.map_id(residual_view),
+            residual_live=recorder.flat_id(residual_live),
+            inner=inner,
+            outer=outer,
+            in_list=in_list.index,
+            out_list=out_list.index,
+            pass_list=-1 if pass_list is None else pass_list.index,
+            stored_list=-1 if stored_list is None else stored_list.index,
+            pools=[(getattr(_C.Reduce, k), recorder.flat_id(f)) for k, f in zip(pools, pool_flats, strict=True)],
+            winograd_m=winograd_m,
+            winograd_form=form,
+            winograd_scratch=recorder.winograd_scratch,
+            macs_per_pair=macs_per_pair,
+        ),
+        LayerFacts(node.name, "conv2d", x.type.channels, out_channels, macs_per_pair * weights.shape[0] * weights.shape[1]),
+        reads=[source, residual_view, gate_flat, residual_live],
+        writes=[out, *pool_flats],
+    )
+    return True
+
+
+def _passes_unchanged(residual: Value, shift: Value | None, outer: tuple[float, float]) -> bool:
+    """True when ``clamp(residual, outer)`` is the residual itself, so that skipped channels cost nothing."""
+    if shift is not None or residual.live is not None:
+        return False
+    low, high = outer
+    return high == math.inf and (low == -math.inf or (low <= 0 and _is_non_negative(residual)))
+
+
+def _is_non_negative(value: Value) -> bool:
+    node = value.producer
+    if node is None:
+        return False
+    if node.op == "conv2d":
+        return float(node.attrs.get("outer", _UNBOUNDED)[0]) >= 0
+    if node.op == "clamp":
+        return float(node.attrs["lo"]) >= 0
+    if node.op in ("max_pool2d", "avg_pool2d", "index_select", "slice"):
+        source = node.inputs[0]
+        return source is not None and _is_non_negative(source)
+    if node.op == "cat":
+        return all(v is not None and _is_non_negative(v) for v in node.inputs)
+    return node.op in ("relu", "abs", "square", "sigmoid", "hardsigmoid", "softplus", "exp")
+
+
+def _winograd_tile(
+    recorder: Recorder,
+    kernel: tuple[int, int],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: tuple[int, ...],
+    groups: int,
+    size: tuple[int, int],
+) -> int:
+    """Tile size m of F(m x m, 3x3), or 0 where it does not apply."""
+    if not recorder.builder.has_winograd or kernel != (3, 3) or groups != 1 or min(size) < 4:
+        return 0
+    if stride != (1, 1) or dilation != (1, 1) or padding != (1, 1, 1, 1):
+        return 0
+    # F(4x4) saves more multiplications but computes whole tiles: 7x7 and 8x8 maps fill F(2x2) exactly.
+    return 4 if min(size) >= 12 else 2
+
+
+def _winograd_form(weights: np.ndarray, m: int, size: tuple[int, int]) -> object:
+    """Transformed weights while they stay in the L2 cache, else transformed per image from the originals."""
+    transformed_bytes = 4 * (m + 2) ** 2 * weights.shape[0] * weights.shape[1]
+    on_the_fly = transformed_bytes > (512 << 10) and min(size) >= 12
+    return _C.WinogradWeights.on_the_fly if on_the_fly else _C.WinogradWeights.transformed
+
+
+# -- elementwise ----------------------------------------------------------------------------------
+
+
+def _unary_parameters(node: Node) -> tuple[str, float, float]:
+    """Kernel kind and its two parameters."""
+    attrs = node.attrs
+    if node.op == "clamp":
+        return "clamp", float(attrs["lo"]), float(attrs["hi"])
+    if node.op == "leaky_relu":
+        return "leaky_relu", float(attrs["slope"]), 0.0
+    if node.op == "elu":
+        return "elu", float(attrs["alpha"]), 0.0
+    if node.op == "pow_scalar":
+        return "pow_scalar", float(attrs["exponent"]), 0.0
+    if node.op == "gelu":
+        return ("gelu_tanh" if attrs["approximate"] == "tanh" else "gelu"), 0.0, 0.0
+    return node.op, 0.0, 0.0
+
+
+def _output_view(recorder: Recorder, node: Node, x: Value, source: MapView) -> MapView:
+    """Planes for an elementwise result: in place where the operand dies here."""
+    if recorder.overwritable(x, source):
+        return recorder.bind_map(node.output, source)
+    out = recorder.new_map(node.output)
+    source.pitch_class.unite(out.pitch_class)
+    return out
+
+
+def _unary(recorder: Recorder, node: Node) -> bool:
+    x = node.inputs[0]
+    if x is None or not _is_plane_map(x):
+        return False
+    kind, a, b = _unary_parameters(node)
+    return _record_unary(recorder, node, x, kind, a, b)
+
+
+def _record_unary(
+    recorder: Recorder,
+    node: Node,
+    x: Value,
+    kind: str,
+    a: float = 0.0,
+    b: float = 0.0,
+    a_flat: FlatView | None = None,
+    b_flat: FlatView | None = None,
+) -> bool:
+    source = recorder.as_map(x)
+    out = _output_view(recorder, node, x, source)
+    live = recorder.live_list(node.output)
+    in_live = None if x.live is node.output.live else recorder.mask_flat(x.live)
+    recorder.step(
+        lambda: recorder.builder.add_plane_unary(
+            node.name,
+            kind=getattr(_C.Unary, kind),
+            in_map=recorder.map_id(source),
+            out_map=recorder.map_id(out),
+            list=live.index,
+            a=a,
+            b=b,
+            a_flat=recorder.flat_id(a_flat),
+            b_flat=recorder.flat_id(b_flat),
+            in_live=recorder.flat_id(in_live),
+        ),
+        _facts(node),
+        reads=[source, in_live, a_flat, b_flat],
+        writes=[out],
+    )
+    return True
+
+
+def _affine(recorder: Recorder, node: Node) -> bool:
+    x, scale, shift = node.inputs[:3]
+    if x is None or scale is None or shift is None or not _is_plane_map(x):
+        return False
+    channels = x.type.channels
+    a, b = recorder.constant_vector(scale, channels), recorder.constant_vector(shift, channels)
+    return _record_unary(recorder, node, x, "affine", a_flat=a, b_flat=b)
+
+
+def _cast(recorder: Recorder, node: Node) -> bool:
+    x = node.inputs[0]
+    if x is None or not _is_plane_map(x) or node.output.type.dtype not in ("f32", "bool"):
+        return False
+    if node.output.type.dtype == "bool" and x.type.dtype == "f32":
+        return _record_unary(recorder, node, x, "cast_bool")
+    recorder.bind_map(node.output, recorder.as_map(x))
+    return True
+
+
+def _classify(value: Value, out: Value) -> str | None:
+    """How an operand meets the output map: map, plane, vector, number; None = none of these."""
+    shape = value.type.shape[1:] if value.type.batched else value.type.shape
+    if not value.type.batched and len(shape) == 4 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) > 3:
+        return None
+    full = (1,) * (3 - len(shape)) + tuple(shape)
+    channels, height, width = out.type.shape[1:]
+    if full == (channels, height, width):
+        return "map" if value.type.is_map else None
+    if full == (1, height, width):
+        return "plane" if value.type.is_map else None
+    if full == (channels, 1, 1):
+        return "vector"
+    return "number" if full == (1, 1, 1) else None
+
+
+def _binary(recorder: Recorder, node: Node) -> bool:
+    out_value = node.output
+    operands = [v for v in node.inputs[:2] if v is not None]
+    if len(operands) != 2 or not _is_plane_map(out_value):
+        return False
+    return _record_binary(recorder, node, node.op, operands)
+
+
+def _record_binary(recorder: Recorder, node: Node, op: str, operands: list[Value]) -> bool:
+    out_value = node.output
+    roles = [_classify(v, out_value) for v in operands]
+    if None in roles or "map" not in roles:
+        return False
+    sources: list[MapView | FlatView] = []
+    for value, role in zip(operands, roles, strict=True):
+        sources.append(recorder.as_map(value) if role in ("map", "plane") else recorder.as_flat(value))
+    first = roles.index("map")
+    carrier, carrier_view = operands[first], sources[first]
+    assert isinstance(carrier_view, MapView)
+    other = sources[1 - first]
+    in_place = not (isinstance(other, MapView) and other is not carrier_view and other.storages & carrier_view.storages)
+    if in_place:
+        out = _output_view(recorder, node, carrier, carrier_view)
+    else:
+        out = recorder.new_map(out_value)
+    for view in sources:
+        if isinstance(view, MapView):
+            view.pitch_class.unite(out.pitch_class)
+    live = recorder.live_list(out_value)
+    masks = [
+        recorder.mask_flat(v.live) if r in ("map", "plane") and v.live is not out_value.live else None
+        for v, r in zip(operands, roles, strict=True)
+    ]
+
+    def operand(index: int) -> object:
+        view, role = sources[index], roles[index]
+        if isinstance(view, MapView):
+            return _C.Operand(
+                map=recorder.map_id(view), one_plane=role == "plane", live_mask=recorder.flat_id(masks[index])
+            )
+        return _C.Operand(flat=recorder.flat_id(view), one_number=role == "number")
+
+    recorder.step(
+        lambda: recorder.builder.add_plane_binary(
+            node.name,
+            kind=getattr(_C.Binary, op),
+            x0=operand(0),
+            x1=operand(1),
+            out_map=recorder.map_id(out),
+            list=live.index,
+            clamp=_UNBOUNDED,
+        ),
+        _facts(node),
+        reads=[*sources, *masks],
+        writes=[out],
+    )
+    return True
+
+
+# -- pooling --------------------------------------------------------------------------------------
+
+
+def _pool(kind: str) -> Handler:
+    def handler(recorder: Recorder, node: Node) -> bool:
+        x = node.inputs[0]
+        if x is None or not _is_plane_map(x):
+            return False
+        source, out = recorder.as_map(x), recorder.new_map(node.output)
+        live = recorder.live_list(node.output)
+        in_live = None if x.live is node.output.live else recorder.mask_flat(x.live)
+        attrs = node.attrs
+        windows: dict[str, object] = {}
+        if not kind.startswith("adaptive"):
+            windows = {
+                "kernel": tuple(attrs["kernel"]),
+                "stride": tuple(attrs["stride"]),
+                "padding": list(attrs["padding"]),
+                "dilation": tuple(attrs.get("dilation", (1, 1))),
+                "count_include_pad": bool(attrs.get("count_include_pad", True)),
+                "divisor": int(attrs.get("divisor", 0)),
+            }
+        recorder.step(
+            lambda: recorder.builder.add_pool(
+                node.name,
+                kind=getattr(_C.Pool, kind),
+                in_map=recorder.map_id(source),
+                in_live=recorder.flat_id(in_live),
+                out_map=recorder.map_id(out),
+                list=live.index,
+                **windows,
+            ),
+            _facts(node),
+            reads=[source, in_live],
+            writes=[out],
+        )
+        return True
+
+    return handler
+
+
+def _spatial_reduce(recorder: Recorder, node: Node) -> bool:
+    x = node.inputs[0]
+    if x is None or not _is_plane_map(x):
+        return False
+    source, live = recorder.as_map(x), recorder.live_list(x)
+    y = recorder.new_flat(node.output)
+    recorder.step(
+        lambda: recorder.builder.add_spatial_reduce(
+            node.name,
+            kind=getattr(_C.Reduce, node.attrs["kind"]),
+            in_map=recorder.map_id(source),
+            out_flat=recorder.flat_id(y),
+            list=live.index,
+        ),
+        _facts(node),
+        reads=[source],
+        writes=[y],
+    )
+    return True
+
+
+# -- channel bookkeeping: tables of planes, nothing moves -------------------------------------------
+
+
+def _cat(recorder: Recorder, node: Node) -> bool:
+    if node.attrs["dim"] != 1 or not _is_plane_map(node.output) or node.output.type.dtype != "f32":
+        return False
+    views = [recorder.as_map(v) for v in node.inputs if v is not None]
+    for view in views[1:]:
+        views[0].pitch_class.unite(view.pitch_class)
+    planes = [plane for view in views for plane in view.planes]
+    recorder.bind_map(node.output, MapView(planes, views[0].height, views[0].width, views[0].pitch_class))
+    return True
+
+
+def _select_channels(recorder: Recorder, node: Node, x: Value, channels: list[int]) -> bool:
+    source = recorder.as_map(x)
+    planes = [source.planes[c] for c in channels]
+    recorder.bind_map(node.output, MapView(planes, source.height, source.width, source.pitch_class))
+    return True
+
+
+def _index_select(recorder: Recorder, node: Node) -> bool:
+    x, index = node.inputs[:2]
+    if x is None or index is None or node.attrs["dim"] != 1 or not _is_plane_map(x):
+        return False
+    return _select_channels(recorder, node, x, recorder.graph.constant(index).tolist())
+
+
+def _slice(recorder: Recorder, node: Node) -> bool:
+    x = node.inputs[0]
+    if x is None or not _is_plane_map(x) or not _is_plane_map(node.output):
+        return False
+    if node.attrs["dim"] == 1:
+        channels = list(range(x.type.channels))[node.attrs["start"] : node.attrs["stop"] : node.attrs["step"]]
+        return _select_channels(recorder, node, x, channels)
+    return _slice_every_other_row(recorder, node, x)
+
+
+def _slice_every_other_row(recorder: Recorder, node: Node, x: Value) -> bool:
+    """x[:, :, ::s, ::s] is phase 0 of the phase split; rows and columns arrive as two slices."""
+
+    def step_from_zero(part: Node, dim: int) -> int:
+        attrs = part.attrs
+        full = attrs["start"] == 0 and attrs["stop"] >= part.inputs[0].type.shape[dim]  # type: ignore[union-attr]
+        return int(attrs["step"]) if part.op == "slice" and attrs["dim"] == dim and full else 0
+
+    if x in recorder.strided_rows:
+        recorder.bind_map(node.output, recorder.strided_rows[x])
+        return True
+    rows = step_from_zero(node, 2)
+    users = recorder.users.get(node.output, [])
+    columns = {step_from_zero(user, 3) for user in users}
+    if rows > 1 and len(columns) == 1 and 0 not in columns:
+        recorder.strided_rows[node.output] = recorder.phase_split(x, (rows, columns.pop()))
+        return True
+    return False
+
+
+def _pad(recorder: Recorder, node: Node) -> bool:
+    x = node.inputs[0]
+    if x is None or not _is_plane_map(x):
+        return False
+    low, high = node.attrs["low"], node.attrs["high"]
+    spatial = [*low[2:], *high[2:], low[0], high[0]]
+    if any(spatial) or node.attrs["value"] != 0 or low[1] < 0 or high[1] < 0:
+        return False
+    source = recorder.as_map(x)
+    planes = [*[None] * low[1], *source.planes, *[None] * high[1]]
+    recorder.bind_map(node.output, MapView(planes, source.height, source.width, source.pitch_class))
+    return True
+
+
+def _expand(recorder: Recorder, node: Node) -> bool:
+    x = node.inputs[0]
+    if x is None or not _is_plane_map(x) or x.type.shape[2:] != node.output.type.shape[2:]:
+        return False
+    repeats = node.output.type.channels // x.type.channels
+    return _select_channels(recorder, node, x, [0] * repeats if x.type.channels == 1 else list(range(x.type.channels)))
+
+
+_PLAIN_UNARY = (
+    "relu neg abs sqrt rsqrt exp log reciprocal sigmoid tanh silu hardswish hardsigmoid mish softplus round floor "
+    "ceil trunc sign logical_not isnan erf square sin cos clamp leaky_relu elu gelu pow_scalar"
+).split()
+_PLAIN_BINARY = (
+    "add sub mul div maximum minimum pow remainder floor_divide eq ne lt le gt ge logical_and logical_or logical_xor"
+).split()
+
+_HANDLERS: dict[str, Handler] = {
+    "conv2d": _conv2d,
+    "affine": _affine,
+    "cast": _cast,
+    "max_pool2d": _pool("max"),
+    "avg_pool2d": _pool("average"),
+    "adaptive_avg_pool2d": _pool("adaptive_average"),
+    "adaptive_max_pool2d": _pool("adaptive_max"),
+    "spatial_reduce": _spatial_reduce,
+    "cat": _cat,
+    "index_select": _index_select,
+    "slice": _slice,
+    "pad": _pad,
+    "expand": _expand,
+    **{op: _unary for op in _PLAIN_UNARY},
+    **{op: _binary for op in _PLAIN_BINARY},
+}
