@@ -17,14 +17,15 @@ struct DirectTiles {
   int max_vectors[kMaxTileChannels];   // by channels - 1; 0 = no such tile
   int max_pairs[kMaxHalfVectors + 1];  // half-block tiles: pairs of channels, by full vectors; 0 = none
   int usual_vectors;                   // of the tile that large layers use
-  double fma_per_cycle;                // vector multiply-adds
-  double load_cycles;                  // of an input vector (unaligned)
+  // Measured on Zen 4 and Zen 5 (per vector of the ISA).
+  double fma_per_cycle, load_cycles /* unaligned */, broadcast_cycles, overlap_loss;
 };
 
 constexpr DirectTiles direct_tiles(int lanes) {
-  return lanes == 16  ? DirectTiles{{7, 7, 7, 6, 5, 4, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1}, {8, 6, 4, 3, 2}, 3, 1.0, 2.0}
-         : lanes == 8 ? DirectTiles{{7, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1}, {}, 3, 2.0, 0.75}
-                      : DirectTiles{{6, 4, 3, 2, 1, 1, 1, 1}, {}, 2, 1.0, 0.75};
+  return lanes == 16
+             ? DirectTiles{{7, 7, 7, 6, 5, 4, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1}, {8, 6, 4, 3, 2}, 3, 1.0, 1.5, 1.0, 0.03}
+         : lanes == 8 ? DirectTiles{{7, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1}, {}, 3, 2.0, 0.75, 0.5, 0.25}
+                      : DirectTiles{{6, 4, 3, 2, 1, 1, 1, 1}, {}, 2, 1.0, 0.75, 0.5, 0.25};
 }
 
 // The most channels of a tile with so many vectors.
@@ -41,13 +42,17 @@ constexpr int balanced_begin(int n, int parts, int part) {
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Cycles per tap and input that one register tile takes: multiply-adds, their latency, or loads.
+// Cycles per tap and input that one register tile takes: multiply-adds or loads, whichever is slower, and what the
+// other adds to it; at least the latency of a multiply-add, since taps of an output depend on each other. The last
+// term is for the weights, which every tile of positions reads anew.
 constexpr double tile_cycles(const DirectTiles& tiles, double channels, double vectors) {
   const double multiply_adds = channels * vectors / tiles.fma_per_cycle;
-  const double loads = vectors * tiles.load_cycles + channels / tiles.fma_per_cycle;
+  const double loads = vectors * tiles.load_cycles + channels * tiles.broadcast_cycles;
+  const double slower = multiply_adds > loads ? multiply_adds : loads;
+  const double faster = multiply_adds > loads ? loads : multiply_adds;
+  const double cycles = slower + tiles.overlap_loss * faster;
   const double latency = 4.0;
-  const double slowest = multiply_adds > loads ? multiply_adds : loads;
-  return (slowest > latency ? slowest : latency) + 1.0;
+  return (cycles > latency ? cycles : latency) + 0.1 * channels;
 }
 
 // Cycles per tap and input of all outputs at `vectors` (full) vectors of positions.

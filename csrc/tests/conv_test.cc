@@ -319,6 +319,79 @@ void test_direct_grid(const KernelTable& table) {
   test_direct(table, {4, 5, 13, 16, 3, 3, 3, 1, 1, 1, 1, 1}, 4, 5, kUsual);  // stride 3
 }
 
+// Depthwise: output k reads input k / multiplier; `zero_inputs` planes are passed as null.
+void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, int32_t zero_inputs, int terms) {
+  Random random(static_cast<uint64_t>(conv.height * 31 + conv.kernel_h * 7 + n_out));
+  PlanarInput in(conv, random);
+  const int32_t multiplier = conv.out_channels / conv.in_channels;
+  const std::vector<float> weights = random.vector(static_cast<size_t>(conv.out_channels) * conv.taps());
+  EpilogueData data(conv, in.out, random);
+  const std::vector<int32_t> live_out = random.subset(conv.out_channels, n_out);
+  const std::vector<int32_t> zero = random.subset(conv.in_channels, zero_inputs);
+  const Epilogue epilogue = data.select(terms, live_out);
+  const DirectShape shape{1, conv.out_channels, conv.taps(), in.tap_offset.data(), in.out.shape()};
+  const std::string name = std::string(table.isa) + " depthwise " + conv.name() + " live " + std::to_string(n_out) +
+                           " terms " + std::to_string(terms);
+  // The same sums as a convolution with one input and all-zero rows elsewhere.
+  std::vector<float> expanded(static_cast<size_t>(conv.out_channels) * conv.in_channels * conv.taps(), 0.0f);
+  for (int32_t k = 0; k < conv.out_channels; ++k) {
+    if (std::binary_search(zero.begin(), zero.end(), k / multiplier)) continue;
+    for (int32_t t = 0; t < conv.taps(); ++t) {
+      expanded[(static_cast<size_t>(k) * conv.in_channels + k / multiplier) * conv.taps() + t] =
+          weights[static_cast<size_t>(k) * conv.taps() + t];
+    }
+  }
+  Run run(conv, in, {}, live_out);
+  for (int32_t k : live_out) {
+    const int32_t c = k / multiplier;
+    run.inputs.push_back(std::binary_search(zero.begin(), zero.end(), c) ? nullptr : in.plane(c));
+  }
+  // Inputs that feed no live output, or are zero, must not be read.
+  for (int32_t c = 0; c < conv.in_channels; ++c) {
+    if (std::find(run.inputs.begin(), run.inputs.end(), in.plane(c)) == run.inputs.end()) in.poison(c);
+  }
+  table.conv_depthwise(shape, weights.data(), run.call(epilogue));
+  Run check_lists(conv, in, all_of(conv.in_channels), live_out);
+  run.in_list = check_lists.in_list;
+  check_run(name, conv, in, expanded, run, epilogue, data.residual, kDirectTolerance);
+
+  // A residual that is the output plane itself.
+  if (terms & kResidual) {
+    Run in_place(conv, in, {}, live_out);
+    in_place.inputs = run.inputs;
+    for (int32_t k : live_out) {
+      std::copy(data.residual.plane(k), data.residual.plane(k) + in.out.shape().blocks * kBlock,
+                in_place.output.plane(k));
+    }
+    Epilogue aliased = epilogue;
+    aliased.residual = in_place.outputs.data();
+    table.conv_depthwise(shape, weights.data(), in_place.call(aliased));
+    bool same_bits = true;
+    for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, in_place.output, k);
+    check(same_bits, name + ": residual in place");
+  }
+}
+
+void test_depthwise_grid(const KernelTable& table) {
+  constexpr int kUsual = kBias | kOuter;
+  const int32_t sizes[][2] = {{1, 1}, {2, 3}, {7, 7}, {8, 8}, {14, 14}, {15, 13}, {28, 28}, {33, 31}, {56, 56}};
+  for (const auto& size : sizes) {
+    for (const int32_t kernel : {1, 3, 5, 7}) {
+      for (int32_t stride : {1, 2}) {
+        for (int terms : {kUsual, kAllTerms - 1}) {
+          test_depthwise(table, same(5, 5, size[0], size[1], kernel, kernel, stride), 3, 1, terms);
+        }
+      }
+    }
+  }
+  for (int32_t n_out : {0, 1, 15, 16, 17, 20}) test_depthwise(table, same(20, 20, 9, 9, 3, 3), n_out, 4, kUsual);
+  for (int terms = 0; terms < kAllTerms; ++terms) test_depthwise(table, same(6, 6, 15, 13, 3, 3), 4, 1, terms);
+  test_depthwise(table, same(4, 8, 14, 14, 3, 3), 5, 1, kUsual);                // multiplier 2
+  test_depthwise(table, {3, 3, 12, 17, 3, 3, 1, 2, 2, 2, 2, 2}, 3, 0, kUsual);  // dilation
+  test_depthwise(table, {3, 3, 20, 40, 3, 3, 1, 1, 0, 0, 0, 0}, 3, 0, kUsual);  // no padding
+  test_depthwise(table, {3, 3, 20, 40, 3, 3, 2, 1, 0, 0, 1, 1}, 3, 0, kUsual);  // asymmetric
+}
+
 // NaN in a live input must reach the outputs whose windows hold it, and only those.
 void test_nan(const KernelTable& table) {
   const Conv conv = same(4, 4, 14, 14, 3, 3);
@@ -356,9 +429,9 @@ int main() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const Isa isas[] = {
-      {"generic", true, {fill_conv_direct_generic}},
-      {"avx2", avx2, {fill_conv_direct_avx2}},
-      {"avx512", avx512, {fill_conv_direct_avx512}},
+      {"generic", true, {fill_conv_direct_generic, fill_conv_depthwise_generic}},
+      {"avx2", avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2}},
+      {"avx512", avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512}},
   };
   for (const Isa& isa : isas) {
     if (!isa.supported) {
@@ -371,6 +444,7 @@ int main() {
       if (fill) fill(table);
     }
     test_direct_grid(table);
+    test_depthwise_grid(table);
     test_nan(table);
   }
   std::printf("%d passed, %d failed\n", g_passed, g_failed);

@@ -1,0 +1,165 @@
+// Depthwise convolution: one input plane per output plane.
+//
+// The general kernel shifts the plane by every tap, a few vectors of positions at a time. With one load per
+// multiply-add it is bound by loads, so the 3x3 kernel of stride 1 walks down columns of 16 pixels instead and
+// uses each loaded row for the three output rows it touches. Both take taps in order into one accumulator that
+// starts at 0, so their results have the same bits.
+#include "conv_epilogue.h"
+#include "kernels.h"
+#include "vec.h"
+
+namespace dynprune::cpu {
+namespace {
+
+// Finishes the sum at float `position` of the plane.
+template <bool Plain>
+struct Finisher {
+  PlainFinish plain;
+  FullFinish full;
+  ChannelEpilogue channel;
+  Vec bias;
+  DYNPRUNE_INLINE Finisher(const Epilogue& e, const ChannelEpilogue& c)
+      : plain(merged_clamp(e)), full(e), channel(c), bias(broadcast(c.bias)) {}
+  DYNPRUNE_INLINE Vec operator()(Vec sum, int64_t position) const {
+    if constexpr (Plain) return plain(sum, bias);
+    return full(sum, channel, channel.residual ? load(channel.residual + position) : zero());
+  }
+};
+
+// Any taps: `Vectors` vectors of positions per step.
+template <bool Plain, int Vectors, int Taps>
+DYNPRUNE_INLINE void shifted_step(const DirectShape& shape, const float* x, const float* w, float* y, int64_t v0,
+                                  const Finisher<Plain>& finish) {
+  Vec acc[Vectors];
+  DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[j] = zero();
+  const int32_t taps = Taps ? Taps : shape.taps;
+  const auto accumulate = [&](int32_t t) __attribute__((always_inline)) {
+    const float* shifted = x + shape.tap_offset[t] + v0 * kLanes;
+    const Vec weight = broadcast(w[t]);
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[j] = fma(weight, load(shifted + j * kLanes), acc[j]);
+  };
+  if constexpr (Taps) {
+    DYNPRUNE_UNROLL for (int32_t t = 0; t < Taps; ++t) accumulate(t);
+  } else {
+    for (int32_t t = 0; t < taps; ++t) accumulate(t);
+  }
+  DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+    const int64_t position = (v0 + j) * kLanes;
+    store(y + position, keep(vector_mask(shape.out.store_mask, v0 + j), finish(acc[j], position)));
+  }
+}
+
+template <bool Plain, int Taps>
+void shifted_plane(const DirectShape& shape, const float* x, const float* w, float* y, const Finisher<Plain>& finish) {
+  constexpr int kStep = 4;
+  int64_t end = static_cast<int64_t>(shape.out.blocks) * kVecsPerBlock;
+  while (end > 0 && keep_none(vector_mask(shape.out.store_mask, end - 1))) --end;
+  int64_t v = 0;
+  for (; v + kStep <= end; v += kStep) shifted_step<Plain, kStep, Taps>(shape, x, w, y, v, finish);
+  for (; v < end; ++v) shifted_step<Plain, 1, Taps>(shape, x, w, y, v, finish);
+}
+
+// 3x3, stride 1: `x0` is the input at the first tap of pixel (0, 0), tap columns are `step` and rows one pitch apart.
+template <bool Plain>
+void columns_3x3(const DirectShape& shape, const float* x0, int32_t step, const float* w, float* y,
+                 const Finisher<Plain>& finish) {
+  const PlaneShape& out = shape.out;
+  Vec weight[9];
+  DYNPRUNE_UNROLL for (int t = 0; t < 9; ++t) weight[t] = broadcast(w[t]);
+  const int32_t columns = (out.width + kLanes - 1) / kLanes;
+  for (int32_t column = 0; column < columns; ++column) {
+    const float* x = x0 + column * kLanes;
+    int64_t position = column * kLanes;
+    const int32_t width = out.width - column * kLanes;
+    const uint32_t mask = width >= kLanes ? ~0u : (1u << width) - 1;
+    const auto row_into = [&](Vec acc, const Vec* in, int row) __attribute__((always_inline)) {
+      DYNPRUNE_UNROLL for (int s = 0; s < 3; ++s) acc = fma(weight[3 * row + s], in[s], acc);
+      return acc;
+    };
+    const auto load_row = [&](Vec* in) __attribute__((always_inline)) {
+      DYNPRUNE_UNROLL for (int s = 0; s < 3; ++s) {
+        in[s] = load(x + s * step);
+        pin(in[s]);
+      }
+      x += out.pitch;
+    };
+    Vec in[3];
+    load_row(in);
+    Vec upper = row_into(zero(), in, 0);  // sum over the first row of taps
+    load_row(in);
+    Vec middle = row_into(upper, in, 1);  // over the first two
+    upper = row_into(zero(), in, 0);
+    for (int32_t row = 0; row < out.height; ++row, position += out.pitch) {
+      load_row(in);
+      const Vec v = finish(row_into(middle, in, 2), position);
+      if (width >= kLanes) {
+        store(y + position, v);
+      } else if (row + 1 < out.height) {
+        store_over(y + position, mask, v);
+      } else {
+        store_lanes(y + position, mask, v);
+      }
+      middle = row_into(upper, in, 1);
+      upper = row_into(zero(), in, 0);
+    }
+  }
+}
+
+// True if the taps are 3 rows one pitch apart of 3 equally spaced columns.
+bool is_3x3_rows(const DirectShape& shape) {
+  if (shape.taps != 9) return false;
+  const int32_t* t = shape.tap_offset;
+  for (int i = 0; i < 9; ++i) {
+    if (t[i] != t[0] + i / 3 * shape.out.pitch + i % 3 * (t[1] - t[0])) return false;
+  }
+  return true;
+}
+
+// Cycles per vector of the two 3x3 kernels, loads included (Zen 4); columns lose where a row fills few lanes.
+bool columns_pay(const PlaneShape& out) {
+  const int64_t by_columns = static_cast<int64_t>(out.height) * ((out.width + kLanes - 1) / kLanes);
+  return by_columns * 12 < static_cast<int64_t>(out.blocks) * kVecsPerBlock * 16;
+}
+
+// An input that is exactly zero: the epilogue of 0.
+template <bool Plain>
+void zero_plane(const DirectShape& shape, float* y, const Finisher<Plain>& finish) {
+  for (int64_t v = 0; v < static_cast<int64_t>(shape.out.blocks) * kVecsPerBlock; ++v) {
+    store(y + v * kLanes, keep(vector_mask(shape.out.store_mask, v), finish(zero(), v * kLanes)));
+  }
+}
+
+template <bool Plain>
+void depthwise_planes(const DirectShape& shape, const float* weights, const ConvCall& call) {
+  const bool by_columns = is_3x3_rows(shape) && columns_pay(shape.out);
+  for (int32_t i = 0; i < call.n_out; ++i) {
+    const int32_t channel = call.out_channel[i];
+    const Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    const float* x = call.input[i];
+    const float* w = weights + static_cast<int64_t>(channel) * shape.taps;
+    float* y = call.output[i];
+    if (!x) {
+      zero_plane(shape, y, finish);
+    } else if (by_columns) {
+      columns_3x3(shape, x + shape.tap_offset[0], shape.tap_offset[1] - shape.tap_offset[0], w, y, finish);
+    } else if (shape.taps == 9) {
+      shifted_plane<Plain, 9>(shape, x, w, y, finish);
+    } else {
+      shifted_plane<Plain, 0>(shape, x, w, y, finish);
+    }
+  }
+}
+
+void conv_depthwise(const DirectShape& shape, const float* weights, const ConvCall& call) {
+  if (is_plain(call.epilogue)) {
+    depthwise_planes<true>(shape, weights, call);
+  } else {
+    depthwise_planes<false>(shape, weights, call);
+  }
+}
+
+}  // namespace
+
+void DYNPRUNE_ISA_NAME(fill_conv_depthwise)(KernelTable& table) { table.conv_depthwise = conv_depthwise; }
+
+}  // namespace dynprune::cpu

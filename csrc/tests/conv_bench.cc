@@ -1,0 +1,355 @@
+// Times the convolution kernels, hot, on one thread, over the layers that matter:
+//
+//     conv_bench [--isa generic|avx2|avx512] [--layer SUBSTRING] [--rounds N] [--dense]
+//
+// Per layer and algorithm it prints microseconds of thread time (median of interleaved rounds), useful GFLOP/s
+// dense, their share of the multiply-add peak measured in the same run, and the time when only a share of the
+// inputs and outputs is live (random channels). "eff" is dense time times the share of the work, over the time.
+#include <time.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+
+#include "planar.h"
+
+namespace dynprune::cpu::testing {
+namespace {
+
+double thread_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Multiply-adds per second with everything in registers.
+#if defined(__x86_64__)
+#define PEAK(NAME, TARGET, LANES, INSTRUCTION)                                                                        \
+  __attribute__((target(TARGET), noinline)) double NAME() {                                                           \
+    const double start = thread_seconds();                                                                            \
+    constexpr int kRepeats = 2000000;                                                                                 \
+    for (int i = 0; i < kRepeats; ++i) {                                                                              \
+      asm volatile(INSTRUCTION(0) INSTRUCTION(1) INSTRUCTION(2) INSTRUCTION(3) INSTRUCTION(4) INSTRUCTION(5)          \
+                       INSTRUCTION(6) INSTRUCTION(7) INSTRUCTION(8) INSTRUCTION(9) INSTRUCTION(10) INSTRUCTION(11)::  \
+                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
+                             "xmm11");                                                                                \
+    }                                                                                                                 \
+    return 12.0 * kRepeats * LANES / (thread_seconds() - start);                                                      \
+  }
+#define FMA_ZMM(i) "vfmadd231ps %%zmm12, %%zmm13, %%zmm" #i "\n"
+#define FMA_YMM(i) "vfmadd231ps %%ymm12, %%ymm13, %%ymm" #i "\n"
+#define MUL_XMM(i) "mulps %%xmm13, %%xmm" #i "\n addps %%xmm12, %%xmm" #i "\n"
+PEAK(peak_avx512, "avx512f", 16, FMA_ZMM)
+PEAK(peak_avx2, "avx2,fma", 8, FMA_YMM)
+PEAK(peak_generic, "sse2", 4, MUL_XMM)
+#endif
+
+struct Isa {
+  const char* name;
+  bool supported;
+  void (*fill[3])(KernelTable&);
+  double (*peak)();
+};
+
+struct Layer {
+  const char* name;
+  int32_t in_channels, out_channels, size, kernel, stride;  // square; padding kernel / 2
+  bool depthwise;
+};
+
+const Layer kLayers[] = {
+    {"3x3 64 56", 64, 64, 56, 3, 1, false},
+    {"3x3 128 28", 128, 128, 28, 3, 1, false},
+    {"3x3 256 14", 256, 256, 14, 3, 1, false},
+    {"3x3 512 7", 512, 512, 7, 3, 1, false},
+    {"3x3 16 32", 16, 16, 32, 3, 1, false},
+    {"3x3 32 16", 32, 32, 16, 3, 1, false},
+    {"3x3 64 8", 64, 64, 8, 3, 1, false},
+    {"3x3 3>16 32", 3, 16, 32, 3, 1, false},
+    {"3x3 3>64 32", 3, 64, 32, 3, 1, false},
+    {"3x3 64 32", 64, 64, 32, 3, 1, false},
+    {"3x3 128 16", 128, 128, 16, 3, 1, false},
+    {"3x3 256 8", 256, 256, 8, 3, 1, false},
+    {"3x3 512 4", 512, 512, 4, 3, 1, false},
+    {"3x3 64 112", 64, 64, 112, 3, 1, false},
+    {"7x7s2 3>64 224", 3, 64, 224, 7, 2, false},
+    {"3x3s2 64>128 56", 64, 128, 56, 3, 2, false},
+    {"3x3s2 128>256 28", 128, 256, 28, 3, 2, false},
+    {"3x3s2 256>512 14", 256, 512, 14, 3, 2, false},
+    {"3x3s2 16>32 32", 16, 32, 32, 3, 2, false},
+    {"3x3s2 32>64 16", 32, 64, 16, 3, 2, false},
+    {"1x1s2 64>128 56", 64, 128, 56, 1, 2, false},
+    {"1x1s2 256>512 14", 256, 512, 14, 1, 2, false},
+    {"1x1 256>64 56", 256, 64, 56, 1, 1, false},
+    {"1x1 64>256 56", 64, 256, 56, 1, 1, false},
+    {"1x1 512>128 28", 512, 128, 28, 1, 1, false},
+    {"1x1 128>512 28", 128, 512, 28, 1, 1, false},
+    {"1x1 1024>256 14", 1024, 256, 14, 1, 1, false},
+    {"1x1 256>1024 14", 256, 1024, 14, 1, 1, false},
+    {"1x1 2048>512 7", 2048, 512, 7, 1, 1, false},
+    {"1x1 512>2048 7", 512, 2048, 7, 1, 1, false},
+    {"dw3x3 32 112", 32, 32, 112, 3, 1, true},
+    {"dw3x3s2 64 112", 64, 64, 112, 3, 2, true},
+    {"dw3x3 128 56", 128, 128, 56, 3, 1, true},
+    {"dw3x3 256 28", 256, 256, 28, 3, 1, true},
+    {"dw3x3 512 14", 512, 512, 14, 3, 1, true},
+    {"dw3x3 1024 7", 1024, 1024, 7, 3, 1, true},
+    {"dw5x5 240 14", 240, 240, 14, 5, 1, true},
+};
+
+// Planes in one arena as an executor lays them out: guards of zeros between them, and an odd number of cache lines
+// from plane to plane, so that the lines of a tile spread over all sets of the first-level cache.
+struct Arena {
+  Arena(int32_t planes, int64_t size, int64_t guard) : stride(((size + guard + 15) / 16 | 1) * 16), before(guard) {
+    const size_t bytes = (static_cast<size_t>(stride) * planes + guard + 64) * sizeof(float);
+    memory = static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    std::memset(memory, 0, bytes);
+    before = (guard + 15) / 16 * 16;
+  }
+  ~Arena() { std::free(memory); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  float* plane(int32_t c) { return memory + before + stride * c; }
+  int64_t stride, before;
+  float* memory;
+};
+
+struct Timed {
+  Timed(std::string label, std::function<void()> body) : name(std::move(label)), run(std::move(body)) {}
+  std::string name;
+  std::function<void()> run;
+  int repeats = 1;
+  std::vector<double> samples;
+  double median() {
+    std::sort(samples.begin(), samples.end());
+    return samples[samples.size() / 2];
+  }
+};
+
+void measure(std::vector<Timed>& jobs, int rounds) {
+  for (Timed& job : jobs) {
+    job.run();
+    const double start = thread_seconds();
+    job.run();
+    job.repeats = std::max(1, static_cast<int>(1e-3 / std::max(1e-7, thread_seconds() - start)));
+  }
+  for (int round = 0; round < rounds; ++round) {
+    for (Timed& job : jobs) {
+      const double start = thread_seconds();
+      for (int i = 0; i < job.repeats; ++i) job.run();
+      job.samples.push_back((thread_seconds() - start) / job.repeats);
+    }
+  }
+}
+
+struct Activity {
+  int32_t in_percent, out_percent;
+};
+constexpr Activity kActivities[] = {{100, 100}, {100, 50}, {50, 100}, {50, 50}, {25, 25}};
+
+// A layer's planes, lists and weights, and its convolution by every algorithm that applies.
+class Bench {
+ public:
+  Bench(const KernelTable& table, const Layer& layer)
+      : table_(table),
+        layer_(layer),
+        random_(7),
+        out_size_((layer.size + layer.stride - 1) / layer.stride),
+        out_(out_size_, out_size_,
+             out_size_ + (layer.kernel > 1 ? (layer.kernel / 2 + layer.stride - 1) / layer.stride : 1)),
+        phase_stride_((out_.shape().blocks * kBlock + 16 * out_.shape().pitch) / 16 * 16 + 16),
+        in_(layer.in_channels, phase_stride_ * layer.stride * layer.stride, 8 * out_.shape().pitch + 16),
+        output_(layer.out_channels, out_.shape().blocks * kBlock + 6 * out_.shape().pitch, 4 * out_.shape().pitch + 16),
+        weights_(random_.vector(static_cast<size_t>(layer.out_channels) * (layer.depthwise ? 1 : layer.in_channels) *
+                                layer.kernel * layer.kernel)),
+        bias_(random_.vector(static_cast<size_t>(layer.out_channels))) {
+    for (int32_t c = 0; c < layer.in_channels; ++c) {
+      for (int32_t phase = 0; phase < layer.stride * layer.stride; ++phase) {
+        for (int32_t y = 0; y < out_size_; ++y) {
+          for (int32_t x = 0; x < out_size_; ++x) {
+            in_.plane(c)[phase * phase_stride_ + y * out_.shape().pitch + x] = std::max(0.0f, random_.uniform());
+          }
+        }
+      }
+    }
+    for (int32_t r = 0; r < layer.kernel; ++r) {
+      for (int32_t s = 0; s < layer.kernel; ++s) {
+        const int32_t y = r - layer.kernel / 2, x = s - layer.kernel / 2, stride = layer.stride;
+        const int32_t row = (y + 8 * stride) / stride - 8, column = (x + 8 * stride) / stride - 8;
+        const int64_t phase = (y - row * stride) * stride + x - column * stride;
+        tap_offset_.push_back(static_cast<int32_t>(phase * phase_stride_) + row * out_.shape().pitch + column);
+      }
+    }
+    direct_ = {layer.depthwise ? 1 : layer.in_channels, layer.out_channels, layer.kernel * layer.kernel,
+               tap_offset_.data(), out_.shape()};
+  }
+
+  double flops(Activity activity) const {
+    const double inputs = layer_.depthwise ? 1 : live(layer_.in_channels, activity.in_percent);
+    return 2.0 * inputs * live(layer_.out_channels, activity.out_percent) * out_size_ * out_size_ * layer_.kernel *
+           layer_.kernel;
+  }
+
+  std::vector<Timed> jobs(Activity activity) {
+    lists_.push_back(std::make_unique<Lists>());
+    Lists& l = *lists_.back();
+    l.in = random_.subset(layer_.in_channels, live(layer_.in_channels, activity.in_percent));
+    l.out = random_.subset(layer_.out_channels, live(layer_.out_channels, activity.out_percent));
+    for (int32_t c : layer_.depthwise ? l.out : l.in) l.inputs.push_back(in_.plane(c));
+    for (int32_t k : l.out) l.outputs.push_back(output_.plane(k));
+    constexpr float inf = std::numeric_limits<float>::infinity();
+    l.call = {l.inputs.data(),
+              l.in.data(),
+              static_cast<int32_t>(l.inputs.size()),
+              l.outputs.data(),
+              l.out.data(),
+              static_cast<int32_t>(l.out.size()),
+              {bias_.data(), nullptr, nullptr, nullptr, {-inf, inf}, {0.0f, inf}}};
+    std::vector<Timed> jobs;
+    if (layer_.depthwise) {
+      if (table_.conv_depthwise) {
+        jobs.push_back({"depthwise", [this, &l] { table_.conv_depthwise(direct_, weights_.data(), l.call); }});
+      }
+      return jobs;
+    }
+    jobs.push_back(
+        {"direct", [this, &l] { table_.conv_direct(direct_, weights_.data(), l.call, 0, direct_.out.blocks); }});
+    if (table_.has_winograd && layer_.kernel == 3 && layer_.stride == 1) {
+      for (int32_t m : {4, 2}) {
+        for (const auto form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
+          add_winograd(jobs, l, m, form);
+        }
+      }
+    }
+    return jobs;
+  }
+
+ private:
+  struct Lists {
+    std::vector<int32_t> in, out;
+    std::vector<const float*> inputs;
+    std::vector<float*> outputs;
+    ConvCall call;
+  };
+  struct Winograd {
+    WinogradShape shape;
+    std::shared_ptr<float> packed, v, scratch;
+  };
+  static int32_t live(int32_t channels, int32_t percent) { return std::max(1, channels * percent / 100); }
+  static std::shared_ptr<float> floats(size_t n) {
+    return {static_cast<float*>(std::aligned_alloc(64, (n * sizeof(float) / 64 + 1) * 64)), std::free};
+  }
+  void add_winograd(std::vector<Timed>& jobs, Lists& l, int32_t m, WinogradWeights form) {
+    const bool transformed = form == WinogradWeights::kTransformed;
+    const std::string name = "F" + std::to_string(m) + (transformed ? " stored" : " on the fly");
+    Winograd& w = winograd_[m == 4][transformed];
+    if (!w.packed) {
+      w.shape = {layer_.in_channels, layer_.out_channels, m, out_.shape()};
+      const WinogradSizes sizes = table_.winograd_sizes(w.shape, form);
+      w.packed = floats(sizes.weights);
+      w.v = floats(sizes.input_scratch);
+      w.scratch = floats(sizes.thread_scratch);
+      table_.winograd_pack(w.shape, form, weights_.data(), w.packed.get());
+    }
+    jobs.push_back({name, [this, &l, &w, form] {
+                      table_.winograd_input(w.shape, l.call, 0, l.call.n_in, w.v.get());
+                      table_.winograd_output(w.shape, form, w.packed.get(), w.v.get(), l.call, 0, l.call.n_out,
+                                             w.scratch.get());
+                    }});
+  }
+
+  const KernelTable& table_;
+  Layer layer_;
+  Random random_;
+  int32_t out_size_;
+  Geometry out_;
+  int64_t phase_stride_;
+  Arena in_, output_;
+  std::vector<float> weights_, bias_;
+  std::vector<int32_t> tap_offset_;
+  DirectShape direct_;
+  Winograd winograd_[2][2];
+  std::vector<std::unique_ptr<Lists>> lists_;
+};
+
+void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_only) {
+  KernelTable table{};
+  table.isa = isa.name;
+  for (const auto fill : isa.fill) {
+    if (fill) fill(table);
+  }
+  const double peak = 2.0 * std::max({isa.peak(), isa.peak(), isa.peak()});
+  std::printf("%s: %.1f GFLOP/s multiply-add peak\n%-18s %-14s %9s %7s %6s", isa.name, peak * 1e-9, "layer",
+              "algorithm", "us", "GFLOP/s", "% peak");
+  for (const Activity& a : kActivities) std::printf("  (%d,%d) us eff", a.in_percent, a.out_percent);
+  std::printf("\n");
+  for (const Layer& layer : kLayers) {
+    if (only_layer && !std::strstr(layer.name, only_layer)) continue;
+    Bench bench(table, layer);
+    std::vector<Timed> all;
+    size_t algorithms = 0;
+    for (const Activity& a : kActivities) {
+      if (dense_only && a.in_percent * a.out_percent != 10000) continue;
+      std::vector<Timed> jobs = bench.jobs(a);
+      algorithms = jobs.size();
+      for (Timed& job : jobs) all.push_back(std::move(job));
+    }
+    measure(all, rounds);
+    for (size_t i = 0; i < algorithms; ++i) {
+      const double dense = all[i].median();
+      const double rate = bench.flops({100, 100}) / dense;
+      std::printf("%-18s %-14s %9.1f %7.1f %5.1f%%", layer.name, all[i].name.c_str(), dense * 1e6, rate * 1e-9,
+                  100 * rate / peak);
+      for (size_t a = 1; a * algorithms < all.size(); ++a) {
+        const double seconds = all[a * algorithms + i].median();
+        const double share = bench.flops(kActivities[a]) / bench.flops({100, 100});
+        std::printf("  %9.1f %3.0f", seconds * 1e6, 100 * dense * share / seconds);
+      }
+      std::printf("\n");
+      std::fflush(stdout);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu::testing
+
+int main(int argc, char** argv) {
+  using namespace dynprune::cpu;
+  using namespace dynprune::cpu::testing;
+  const char* only_isa = nullptr;
+  const char* only_layer = nullptr;
+  int rounds = 9;
+  bool dense_only = false;
+  for (int i = 1; i < argc; ++i) {
+    if (!std::strcmp(argv[i], "--isa") && i + 1 < argc) {
+      only_isa = argv[++i];
+    } else if (!std::strcmp(argv[i], "--layer") && i + 1 < argc) {
+      only_layer = argv[++i];
+    } else if (!std::strcmp(argv[i], "--rounds") && i + 1 < argc) {
+      rounds = std::max(1, std::atoi(argv[++i]));
+    } else if (!std::strcmp(argv[i], "--dense")) {
+      dense_only = true;
+    } else {
+      std::fprintf(stderr, "usage: conv_bench [--isa NAME] [--layer SUBSTRING] [--rounds N] [--dense]\n");
+      return 2;
+    }
+  }
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const Isa isas[] = {
+      {"avx512", avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512}, peak_avx512},
+      {"avx2", avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2}, peak_avx2},
+      {"generic", true, {fill_conv_direct_generic, fill_conv_depthwise_generic}, peak_generic},
+  };
+  for (const Isa& isa : isas) {
+    if (isa.supported && (!only_isa || !std::strcmp(only_isa, isa.name))) {
+      bench_isa(isa, only_layer, rounds, dense_only);
+    }
+  }
+  return 0;
+}
