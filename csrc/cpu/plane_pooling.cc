@@ -1,6 +1,7 @@
 // Max and average pooling on planes. A band of input rows is first combined vertically into a row
 // buffer with margins, then the buffer horizontally; both orders are fixed.
 #include "kernels.h"
+#include "pool_window.h"
 #include "vec_select.h"
 
 namespace dynprune::cpu {
@@ -20,25 +21,6 @@ struct Sum {
   DYNPRUNE_INLINE static Vec combine(Vec a, Vec b) { return add(a, b); }
   DYNPRUNE_INLINE static float combine(float a, float b) { return a + b; }
 };
-
-// Taps of one window along one axis: those inside [0, size) are first, first + dilation, ... `count`
-// of them; `padded_count` lie inside the padded extent, which is what an average may divide by.
-struct Window {
-  int64_t first, count, padded_count;
-};
-
-DYNPRUNE_INLINE int64_t taps_below(int64_t start, int64_t dilation, int64_t kernel, int64_t limit) {
-  const int64_t n = start >= limit ? 0 : (limit - start + dilation - 1) / dilation;
-  return n < kernel ? n : kernel;
-}
-
-DYNPRUNE_INLINE Window window_at(int64_t position, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad,
-                                 int64_t size, int64_t pad_end) {
-  const int64_t start = position * stride - pad;
-  const int64_t before = taps_below(start, dilation, kernel, 0);
-  const int64_t end = taps_below(start, dilation, kernel, size);
-  return {start + before * dilation, end - before, taps_below(start, dilation, kernel, size + pad_end)};
-}
 
 // buffer[i] = combination over the window's rows of column `column + i`, for i in [0, n); columns
 // outside the map hold the identity.
@@ -199,22 +181,20 @@ DYNPRUNE_INLINE void dispatch_pool(const PoolShape& pool, bool average, const fl
 void plane_max_pool(const PoolShape& pool, const float* x, float* y) { dispatch_pool<Max>(pool, false, x, y); }
 void plane_avg_pool(const PoolShape& pool, const float* x, float* y) { dispatch_pool<Sum>(pool, true, x, y); }
 
-// Output i of n covers input [floor(i * size / n), ceil((i + 1) * size / n)), as torch.
 void plane_adaptive_pool(const PlaneShape& in, const PlaneShape& out, bool average, const float* x, float* y) {
   for (int64_t i = 0; i < out.height; ++i) {
-    const int64_t top = i * in.height / out.height;
-    const int64_t bottom = ((i + 1) * in.height + out.height - 1) / out.height;
+    const Range rows = adaptive_range(i, in.height, out.height);
     for (int64_t j = 0; j < out.width; ++j) {
-      const int64_t left = j * in.width / out.width;
-      const int64_t right = ((j + 1) * in.width + out.width - 1) / out.width;
+      const Range columns = adaptive_range(j, in.width, out.width);
       float acc = average ? Sum::kIdentity : Max::kIdentity;
-      for (int64_t row = top; row < bottom; ++row) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
         const float* pixels = x + row * in.pitch;
-        for (int64_t column = left; column < right; ++column) {
+        for (int64_t column = columns.begin; column < columns.end; ++column) {
           acc = average ? Sum::combine(acc, pixels[column]) : Max::combine(acc, pixels[column]);
         }
       }
-      y[i * out.pitch + j] = average ? acc / static_cast<float>((bottom - top) * (right - left)) : acc;
+      const int64_t pixels = (rows.end - rows.begin) * (columns.end - columns.begin);
+      y[i * out.pitch + j] = average ? acc / static_cast<float>(pixels) : acc;
     }
   }
 }

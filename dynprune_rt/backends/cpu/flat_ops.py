@@ -119,23 +119,17 @@ def _line(node: Node) -> tuple[int, int, int]:
 
 # ---- elementwise ------------------------------------------------------------------------------
 
-# Numbers of enum Unary in csrc/cpu/kernels.h.
-_UNARY: Final = {
-    name: number
-    for number, name in enumerate(
-        "relu clamp leaky_relu sigmoid tanh silu hardswish hardsigmoid mish softplus elu gelu gelu_tanh neg abs sqrt "
-        "rsqrt exp log reciprocal round floor ceil trunc sign logical_not isnan erf square sin cos pow_scalar affine "
-        "cast_int cast_bool".split()
-    )
-}
-# Numbers of enum Binary.
-_BINARY: Final = {
-    name: number
-    for number, name in enumerate(
-        "add sub mul div maximum minimum pow remainder floor_divide eq ne lt le gt ge logical_and logical_or "
-        "logical_xor".split()
-    )
-}
+# In the order of enum Unary and of enum Binary in csrc/cpu/kernels.h.
+_UNARY_NAMES: Final = (
+    "relu clamp leaky_relu sigmoid tanh silu hardswish hardsigmoid mish softplus elu gelu gelu_tanh neg abs sqrt rsqrt "
+    "exp log reciprocal round floor ceil trunc sign logical_not isnan erf square sin cos pow_scalar affine cast_int "
+    "cast_bool"
+)
+_BINARY_NAMES: Final = (
+    "add sub mul div maximum minimum pow remainder floor_divide eq ne lt le gt ge logical_and logical_or logical_xor"
+)
+_UNARY: Final = {name: number for number, name in enumerate(_UNARY_NAMES.split())}
+_BINARY: Final = {name: number for number, name in enumerate(_BINARY_NAMES.split())}
 
 
 def _unary_step(node: Node, kind: str, a: float = 0.0, b: float = 0.0) -> FlatStep:
@@ -427,14 +421,22 @@ def _interpolate(node: Node) -> FlatStep:
 
 # ---- the table --------------------------------------------------------------------------------
 
-_PLAIN_UNARY: Final = (
-    "relu neg abs sqrt rsqrt exp log reciprocal sigmoid tanh silu hardswish hardsigmoid mish softplus round floor ceil "
-    "trunc sign logical_not isnan erf square sin cos".split()
-)
+# Unary functions that have attributes or a kernel of another name.
+_OTHER_UNARY: Final = {
+    "clamp",
+    "leaky_relu",
+    "elu",
+    "gelu",
+    "gelu_tanh",
+    "pow_scalar",
+    "affine",
+    "cast_int",
+    "cast_bool",
+}
 
 #: IR operator -> encoder of its nodes. conv2d is missing on purpose: convolutions are planar.
 FLAT_OPS: dict[str, Callable[[Node], FlatStep]] = {
-    **dict.fromkeys(_PLAIN_UNARY, _unary),
+    **{name: _unary for name in _UNARY if name not in _OTHER_UNARY},
     **dict.fromkeys(_BINARY, _binary),
     "clamp": _clamp,
     "leaky_relu": _leaky_relu,

@@ -1,0 +1,91 @@
+// Sorting and selection along one dimension of x[outer][n][inner]: stable, NaN is the largest value,
+// of equal elements the one of the lower index comes first.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace dynprune::cpu {
+namespace {
+
+// An element as the sort sees it. Lives in the caller's float scratch.
+struct __attribute__((may_alias)) Ranked {
+  uint32_t key;    // ascending in the wanted order
+  uint32_t index;  // position in the line
+};
+constexpr int kScratchPerElement = 4;  // floats: two arrays of Ranked
+static_assert(2 * sizeof(Ranked) == kScratchPerElement * sizeof(float), "flat_ops.py sizes the scratch");
+
+// Unsigned integers in the order of the values: NaN on top, the two zeros equal.
+DYNPRUNE_INLINE uint32_t sort_key(float x, bool descending) {
+  const float value = x + 0.0f;  // -0 becomes +0
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+  if (x != x) bits = 0xffffffffu;
+  return descending ? ~bits : bits;
+}
+
+void insertion_sort(int64_t n, Ranked* a) {
+  for (int64_t i = 1; i < n; ++i) {
+    const Ranked moving = a[i];
+    int64_t j = i;
+    for (; j > 0 && a[j - 1].key > moving.key; --j) a[j] = a[j - 1];
+    a[j] = moving;
+  }
+}
+
+// Byte by byte from the lowest, each pass stable; passes over equal bytes are skipped.
+Ranked* radix_sort(int64_t n, Ranked* a, Ranked* b) {
+  uint32_t count[4][256] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    for (int byte = 0; byte < 4; ++byte) ++count[byte][a[i].key >> (8 * byte) & 0xff];
+  }
+  for (int byte = 0; byte < 4; ++byte) {
+    const int shift = 8 * byte;
+    if (count[byte][a[0].key >> shift & 0xff] == n) continue;
+    uint32_t start = 0;
+    for (uint32_t& c : count[byte]) {
+      const uint32_t size = c;
+      c = start;
+      start += size;
+    }
+    for (int64_t i = 0; i < n; ++i) b[count[byte][a[i].key >> shift & 0xff]++] = a[i];
+    Ranked* swap = a;
+    a = b;
+    b = swap;
+  }
+  return a;
+}
+
+// The line at x in the wanted order; the result lies in scratch.
+const Ranked* sort_line(int64_t n, const float* x, int64_t step, bool descending, float* scratch) {
+  Ranked* a = reinterpret_cast<Ranked*>(scratch);
+  for (int64_t i = 0; i < n; ++i) a[i] = {sort_key(x[i * step], descending), static_cast<uint32_t>(i)};
+  if (n > 48) return radix_sort(n, a, a + n);
+  insertion_sort(n, a);
+  return a;
+}
+
+// Elements [first, first + count) of the sorted lines: values to out[0], indices to out[1]. Covers
+// sort (0, n), topk (0, k) and kthvalue (k - 1, 1).
+// ints: outer, n, inner, first, count, descending. scratch: kScratchPerElement * n floats.
+void flat_order(const FlatCall& call) {
+  const int64_t outer = call.ints[0], n = call.ints[1], inner = call.ints[2];
+  const int64_t first = call.ints[3], count = call.ints[4];
+  const bool descending = call.ints[5] != 0;
+  for (int64_t o = 0; o < outer; ++o) {
+    for (int64_t k = 0; k < inner; ++k) {
+      const float* x = call.in[0].data + o * n * inner + k;
+      const Ranked* order = sort_line(n, x, inner, descending, call.scratch) + first;
+      const int64_t at = o * count * inner + k;
+      for (int64_t i = 0; i < count; ++i) {
+        call.out[0].data[at + i * inner] = x[order[i].index * inner];
+        call.out[1].data[at + i * inner] = static_cast<float>(order[i].index);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu
