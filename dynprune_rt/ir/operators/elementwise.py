@@ -100,8 +100,11 @@ def _sign(x: np.ndarray) -> np.ndarray:
 
 def _clamp(x: np.ndarray, attrs: Attrs) -> np.ndarray:
     low, high = attrs["lo"], attrs["hi"]
-    if x.dtype == np.int64:  # the bounds may be infinite
-        return np.where(x < low, low, np.where(x > high, high, x))
+    if x.dtype == np.int64:  # stay in integers: float64 does not hold all of them
+        limits = np.iinfo(np.int64)
+        lowest = limits.min if low <= limits.min else math.ceil(min(low, limits.max))
+        highest = limits.max if high >= limits.max else math.floor(max(high, limits.min))
+        return np.minimum(np.maximum(x, lowest), highest, dtype=np.int64)
     return np.asarray(np.clip(x, np.float32(low), np.float32(high)))
 
 
