@@ -8,11 +8,9 @@ norm takes its statistics from the batch, every gate then sets its own threshold
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynprune_rt.models.gates import ImageGate
-
-Tensor = torch.Tensor
 
 
 def initialise(model: nn.Module) -> None:
@@ -65,7 +63,7 @@ def calibrate(model: nn.Module, images: Tensor, statistics: bool) -> None:
 
 def _scale_to_unit_deviation(conv: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Forward hook for networks without batch norm: rescales the weights, so that no signal dies out."""
-    bias = 0.0 if conv.bias is None else conv.bias.reshape(1, -1, 1, 1)
+    bias = torch.zeros(1) if conv.bias is None else conv.bias.reshape(1, -1, 1, 1)
     factor = 1.0 / (output - bias).std().clamp_min(1e-6)
     conv.weight.mul_(factor)
     return (output - bias) * factor + bias

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune_rt.models.gates import gated_conv
 from dynprune_rt.models.placement import GateFactory
-
-Tensor = torch.Tensor
 
 
 class DenseLayer(nn.Module):

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-Tensor = torch.Tensor
 Layer = Callable[[Tensor], Tensor]
 Place = Literal["input", "convolution", "norm", "activation"]
 
@@ -202,7 +201,7 @@ class FBSGate(SaliencyGate):
 class FBSThresholdGate(SaliencyGate):
     """FBS as the TensorFlow code writes it: the (k+1)-th value is the threshold, only larger ones survive."""
 
-    applied = "norm"
+    applied: ClassVar[Place] = "norm"
 
     def mask(self, source: Tensor) -> Tensor:
         saliency = self.saliency(source.abs().mean(dim=(2, 3)))
@@ -297,7 +296,7 @@ class LAUDNetGate(ChannelGate):
     The mask stands before the batch norm, so a masked channel becomes a constant (LAUDNet, TPAMI 2024).
     """
 
-    applied = "convolution"
+    applied: ClassVar[Place] = "convolution"
 
     def __init__(self, source_channels: int, channels: int, share: float, granularity: int = 1) -> None:
         super().__init__(source_channels, channels, share)
@@ -358,7 +357,7 @@ class ClampGate(ChannelGate):
     The exact zeros come from the clamp; with ``binary`` the result is compared with one half instead.
     """
 
-    applied = "input"
+    applied: ClassVar[Place] = "input"
 
     def __init__(self, source_channels: int, channels: int, share: float, binary: bool = False) -> None:
         super().__init__(source_channels, channels, share)
@@ -382,7 +381,7 @@ class ClampGate(ChannelGate):
 class HardSigmoidGate(ClampGate):
     """The same with a hard sigmoid at the end, and on the output: exact zeros without any comparison."""
 
-    applied = "activation"
+    applied: ClassVar[Place] = "activation"
 
     def mask(self, source: Tensor) -> Tensor:
         pooled = source.mean((2, 3), keepdim=True)
@@ -406,7 +405,7 @@ class InstanceNormGate(ChannelGate):
     The map is multiplied where it enters the convolution; an identity shortcut keeps the full copy.
     """
 
-    applied = "input"
+    applied: ClassVar[Place] = "input"
 
     def __init__(
         self, source_channels: int, channels: int, share: float, rule: str = "max", alpha: float | None = None

@@ -7,9 +7,8 @@ changes its mind; smooth fields with their own brightness and contrast do not ha
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
-
-Tensor = torch.Tensor
 
 
 def synthetic_images(batch: int, size: int | tuple[int, int], seed: int = 0, channels: int = 3) -> Tensor:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune_rt.models.gates import gated_conv
 from dynprune_rt.models.placement import GateFactory
-
-Tensor = torch.Tensor
 
 #: Output channels of the thirteen pointwise convolutions, and the stride of the depthwise one before each.
 POINTWISE = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)

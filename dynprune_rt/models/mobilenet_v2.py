@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune_rt.models.gates import gated_conv
 from dynprune_rt.models.placement import GateFactory
-
-Tensor = torch.Tensor
 
 #: expansion, channels, repeats, stride of the first repeat
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynprune_rt.errors import DynpruneError
 from dynprune_rt.models.calibration import calibrate, initialise
@@ -25,8 +25,6 @@ from dynprune_rt.models.resnet import ResNet
 from dynprune_rt.models.squeezenet import SqueezeNet
 from dynprune_rt.models.vgg import VGG16BN
 from dynprune_rt.models.weights import load_weights
-
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)

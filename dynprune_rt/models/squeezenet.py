@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune_rt.models.gates import gated_conv
 from dynprune_rt.models.placement import GateFactory
-
-Tensor = torch.Tensor
 
 #: Squeeze and expand widths of the eight fire modules; a max-pool stands before modules 0, 2 and 4.
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynprune_rt.models.gates import gated_conv
 from dynprune_rt.models.placement import GateFactory
-
-Tensor = torch.Tensor
 
 #: Output channels of the convolutions, stage by stage; a 2x2 max-pool follows each stage.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynprune_rt.errors import DynpruneError
-
-Tensor = torch.Tensor
 
 #: Parameters of the gates in the trained CIFAR ResNets, and their names here.
 _GATE_PARAMETERS = {
