@@ -49,5 +49,5 @@ def _follows_batch(leaf: Any, batch: int) -> bool:
 
 
 def _argument_name(path: Any) -> str:
-    text = pytree.keystr(path)
+    text = str(pytree.keystr(path))
     return ("kwargs" if text.startswith("[1]") else "args") + text[3:]

@@ -72,9 +72,7 @@ def check_example(example: Any) -> torch.Tensor:
     if example.dtype is not torch.float32:
         raise InputError(f"example is {example.dtype}; expected torch.float32: pass example.float()")
     if example.ndim < 2:
-        raise InputError(
-            f"example has shape {list(example.shape)}; expected a batch dimension first, such as [1, C, H, W]"
-        )
+        raise InputError(f"example has shape {list(example.shape)}; expected a batch first: [N, C, H, W]")
     if 0 in example.shape:
         raise InputError(f"example has shape {list(example.shape)}, which is empty")
     if not bool(torch.isfinite(example).all()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from dynprune_rt.errors import ConversionError
 
 #: 0 = the first tensor; a key path such as "['out']"; a sequence of these; None = every tensor.
-OutputSelector = Union[int, str, Sequence[Union[int, str]], None]
+OutputSelector: TypeAlias = int | str | Sequence[int | str] | None
 
 
 def tensor_leaves(result: Any) -> list[tuple[str, torch.Tensor]]:
