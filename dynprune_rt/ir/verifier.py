@@ -139,7 +139,8 @@ def _check_mask(mask: Value, value: Value, what: str) -> None:
     if not value.type.batched or value.type.rank < 2:
         raise VerificationError(f"{what} describes {value.type}, which has no channels")
     expected = TensorType("bool", value.type.shape[:2])
-    if mask.type != expected:
-        raise VerificationError(f"{what} is {mask.type}, expected {expected}")
+    same_for_all = TensorType("bool", (1, value.type.shape[1]))  # a constant
+    if mask.type not in (expected, same_for_all):
+        raise VerificationError(f"{what} is {mask.type}, expected {expected} or {same_for_all}")
     if mask.live is not None:
         raise VerificationError(f"{what} has a mask itself")

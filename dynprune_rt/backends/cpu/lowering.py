@@ -317,6 +317,10 @@ class Recorder:
             needed = max(needed, floats)
         self.winograd_scratch = self._arena.reserve(needed)
         self.flat_scratch = self._arena.reserve(self.flat_scratch_floats)
+        for value in self.graph.inputs:
+            self.builder.add_input(int(np.prod(per_image_shape(value), dtype=np.int64)))
+        for value in self.graph.outputs:
+            self.builder.add_output(int(np.prod(per_image_shape(value), dtype=np.int64)))
         layers = []
         for step in self._steps:
             step.emit()
