@@ -122,7 +122,7 @@ def _line(node: Node) -> tuple[int, int, int]:
 # In the order of enum Unary and of enum Binary in csrc/cpu/kernels.h.
 _UNARY_NAMES: Final = (
     "relu clamp leaky_relu sigmoid tanh silu hardswish hardsigmoid mish softplus elu gelu gelu_tanh neg abs sqrt rsqrt "
-    "exp log reciprocal round floor ceil trunc sign logical_not isnan erf square sin cos pow_scalar affine cast_int "
+    "exp log reciprocal round floor ceil trunc sign logical_not isnan erf square sin cos pow_scalar affine cast_i64 "
     "cast_bool"
 )
 _BINARY_NAMES: Final = (
@@ -165,7 +165,7 @@ def _cast(node: Node) -> FlatStep:
     if target == "bool" and source != "bool":
         return _unary_step(node, "cast_bool")
     if target == "i64" and source == "f32":
-        return _unary_step(node, "cast_int")
+        return _unary_step(node, "cast_i64")
     return _reshape(node)
 
 
@@ -430,7 +430,7 @@ _OTHER_UNARY: Final = {
     "gelu_tanh",
     "pow_scalar",
     "affine",
-    "cast_int",
+    "cast_i64",
     "cast_bool",
 }
 
