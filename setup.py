@@ -29,7 +29,7 @@ class CMakeBuild(build_ext):
 
         cmake = shutil.which("cmake")
         if cmake is None:
-            raise SystemExit("dynprune-rt needs CMake 3.20 or newer to build: pip install cmake, or install it with your system.")
+            raise SystemExit("dynprune-rt needs CMake 3.20 or newer to build: pip install cmake")
         output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)

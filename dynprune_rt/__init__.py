@@ -1,9 +1,9 @@
 """dynprune-rt: run convolutional networks with per-instance channel gates, skipping what is off.
 
-    program = dynprune_rt.convert(model, example)   # needs torch
-    program.save("model.dpr")
-    session = dynprune_rt.load("model.dpr")         # needs numpy only
-    y = session.run(x)
+program = dynprune_rt.convert(model, example)   # needs torch
+program.save("model.dpr")
+session = dynprune_rt.load("model.dpr")         # needs numpy only
+y = session.run(x)
 """
 
 from __future__ import annotations

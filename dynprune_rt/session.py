@@ -107,7 +107,9 @@ class Session:
         """
         inputs, batch, as_torch = self._inputs(x)
         targets = self._outputs(batch, out)
-        buffers = [t if t.dtype == np.float32 and t.flags.c_contiguous else np.empty(t.shape, np.float32) for t in targets]
+        buffers = [
+            t if t.dtype == np.float32 and t.flags.c_contiguous else np.empty(t.shape, np.float32) for t in targets
+        ]
         if batch:
             self._executor.run(inputs, buffers, batch, skip)
         for target, buffer in zip(targets, buffers, strict=True):

@@ -48,8 +48,9 @@ class PyExecutor {
  public:
   PyExecutor(std::shared_ptr<PyPlan> plan, int threads) : plan_(std::move(plan)), executor_(plan_->plan, threads) {}
 
-  // inputs, outputs: contiguous f32 arrays [batch, ...]. Returns records per image and step, or None.
-  py::object run(const std::vector<FloatArray>& inputs, std::vector<FloatArray>& outputs, int64_t batch, bool skip, bool poison, bool profile) {
+  // inputs, outputs: contiguous f32 arrays [batch, ...]. Returns records per image and step; empty unless `profile`.
+  py::list run(const std::vector<FloatArray>& inputs, std::vector<FloatArray>& outputs, int64_t batch, bool skip,
+               bool poison, bool profile) {
     const Plan& plan = *plan_->plan;
     if (inputs.size() != plan.input_sizes.size() || outputs.size() != plan.output_sizes.size())
       throw std::invalid_argument("wrong number of inputs or outputs");
@@ -60,7 +61,8 @@ class PyExecutor {
       in.push_back(inputs[i].data());
     }
     for (size_t i = 0; i < outputs.size(); ++i) {
-      if (outputs[i].size() != batch * plan.output_sizes[i]) throw std::invalid_argument("an output has the wrong size");
+      if (outputs[i].size() != batch * plan.output_sizes[i])
+        throw std::invalid_argument("an output has the wrong size");
       out.push_back(outputs[i].mutable_data());
     }
     std::vector<StepRecord> records;
@@ -70,8 +72,8 @@ class PyExecutor {
       py::gil_scoped_release release;
       executor_.run(request);
     }
-    if (!profile) return py::none();
     py::list images;
+    if (!profile) return images;
     for (int64_t b = 0; b < batch; ++b) {
       py::list rows;
       for (size_t s = 0; s < plan.steps.size(); ++s) {
@@ -98,8 +100,10 @@ class PyExecutor {
 };
 
 // One flat operator on numpy arrays, for tests.
-std::vector<FloatArray> run_flat_op(const std::string& op, const std::vector<FloatArray>& inputs, const std::vector<std::vector<int64_t>>& out_shapes,
-                                    const std::vector<int64_t>& ints, const std::vector<float>& floats, int64_t scratch, const std::string& isa) {
+std::vector<FloatArray> run_flat_op(const std::string& op, const std::vector<FloatArray>& inputs,
+                                    const std::vector<std::vector<int64_t>>& out_shapes,
+                                    const std::vector<int64_t>& ints, const std::vector<float>& floats, int64_t scratch,
+                                    const std::string& isa) {
   const cpu::KernelTable& table = kernel_table(isa);
   const auto tensor = [](const float* data, const std::vector<int64_t>& shape) {
     cpu::Tensor t = shape_only({0, nullptr, shape});
@@ -116,8 +120,9 @@ std::vector<FloatArray> run_flat_op(const std::string& op, const std::vector<Flo
   std::vector<float> scratch_floats(static_cast<size_t>(scratch) + 16);
   for (int32_t i = 0; i < table.n_flat_ops; ++i) {
     if (op != table.flat_ops[i].name) continue;
-    table.flat_ops[i].run({in.data(), static_cast<int32_t>(in.size()), out.data(), static_cast<int32_t>(out.size()), ints.data(),
-                           static_cast<int32_t>(ints.size()), floats.data(), static_cast<int32_t>(floats.size()), scratch_floats.data()});
+    table.flat_ops[i].run({in.data(), static_cast<int32_t>(in.size()), out.data(), static_cast<int32_t>(out.size()),
+                           ints.data(), static_cast<int32_t>(ints.size()), floats.data(),
+                           static_cast<int32_t>(floats.size()), scratch_floats.data()});
     return results;
   }
   throw std::invalid_argument("no flat kernel for operator " + op);
@@ -133,23 +138,71 @@ void bind_enums(py::module_& m) {
   using cpu::Binary;
   using cpu::Reduce;
   using cpu::Unary;
-  bind_enum<Unary>(m, "Unary", {{"relu", Unary::kRelu}, {"clamp", Unary::kClamp}, {"leaky_relu", Unary::kLeakyRelu}, {"sigmoid", Unary::kSigmoid},
-                                {"tanh", Unary::kTanh}, {"silu", Unary::kSilu}, {"hardswish", Unary::kHardswish}, {"hardsigmoid", Unary::kHardsigmoid},
-                                {"mish", Unary::kMish}, {"softplus", Unary::kSoftplus}, {"elu", Unary::kElu}, {"gelu", Unary::kGelu},
-                                {"gelu_tanh", Unary::kGeluTanh}, {"neg", Unary::kNeg}, {"abs", Unary::kAbs}, {"sqrt", Unary::kSqrt},
-                                {"rsqrt", Unary::kRsqrt}, {"exp", Unary::kExp}, {"log", Unary::kLog}, {"reciprocal", Unary::kReciprocal},
-                                {"round", Unary::kRound}, {"floor", Unary::kFloor}, {"ceil", Unary::kCeil}, {"trunc", Unary::kTrunc},
-                                {"sign", Unary::kSign}, {"logical_not", Unary::kNot}, {"isnan", Unary::kIsNan}, {"erf", Unary::kErf},
-                                {"square", Unary::kSquare}, {"sin", Unary::kSin}, {"cos", Unary::kCos}, {"pow_scalar", Unary::kPowScalar},
-                                {"affine", Unary::kAffine}, {"cast_i64", Unary::kCastInt}, {"cast_bool", Unary::kCastBool}});
-  bind_enum<Binary>(m, "Binary", {{"add", Binary::kAdd}, {"sub", Binary::kSub}, {"mul", Binary::kMul}, {"div", Binary::kDiv},
-                                  {"maximum", Binary::kMaximum}, {"minimum", Binary::kMinimum}, {"pow", Binary::kPow},
-                                  {"remainder", Binary::kRemainder}, {"floor_divide", Binary::kFloorDivide}, {"eq", Binary::kEq},
-                                  {"ne", Binary::kNe}, {"lt", Binary::kLt}, {"le", Binary::kLe}, {"gt", Binary::kGt}, {"ge", Binary::kGe},
-                                  {"logical_and", Binary::kAnd}, {"logical_or", Binary::kOr}, {"logical_xor", Binary::kXor}});
-  bind_enum<Reduce>(m, "Reduce", {{"mean", Reduce::kMean}, {"sum", Reduce::kSum}, {"mean_abs", Reduce::kMeanAbs}, {"sum_abs", Reduce::kSumAbs},
-                                  {"sum_squares", Reduce::kSumSquares}, {"l2", Reduce::kL2}, {"max", Reduce::kMax}, {"min", Reduce::kMin},
-                                  {"max_abs", Reduce::kMaxAbs}});
+  bind_enum<Unary>(m, "Unary",
+                   {{"relu", Unary::kRelu},
+                    {"clamp", Unary::kClamp},
+                    {"leaky_relu", Unary::kLeakyRelu},
+                    {"sigmoid", Unary::kSigmoid},
+                    {"tanh", Unary::kTanh},
+                    {"silu", Unary::kSilu},
+                    {"hardswish", Unary::kHardswish},
+                    {"hardsigmoid", Unary::kHardsigmoid},
+                    {"mish", Unary::kMish},
+                    {"softplus", Unary::kSoftplus},
+                    {"elu", Unary::kElu},
+                    {"gelu", Unary::kGelu},
+                    {"gelu_tanh", Unary::kGeluTanh},
+                    {"neg", Unary::kNeg},
+                    {"abs", Unary::kAbs},
+                    {"sqrt", Unary::kSqrt},
+                    {"rsqrt", Unary::kRsqrt},
+                    {"exp", Unary::kExp},
+                    {"log", Unary::kLog},
+                    {"reciprocal", Unary::kReciprocal},
+                    {"round", Unary::kRound},
+                    {"floor", Unary::kFloor},
+                    {"ceil", Unary::kCeil},
+                    {"trunc", Unary::kTrunc},
+                    {"sign", Unary::kSign},
+                    {"logical_not", Unary::kNot},
+                    {"isnan", Unary::kIsNan},
+                    {"erf", Unary::kErf},
+                    {"square", Unary::kSquare},
+                    {"sin", Unary::kSin},
+                    {"cos", Unary::kCos},
+                    {"pow_scalar", Unary::kPowScalar},
+                    {"affine", Unary::kAffine},
+                    {"cast_i64", Unary::kCastInt},
+                    {"cast_bool", Unary::kCastBool}});
+  bind_enum<Binary>(m, "Binary",
+                    {{"add", Binary::kAdd},
+                     {"sub", Binary::kSub},
+                     {"mul", Binary::kMul},
+                     {"div", Binary::kDiv},
+                     {"maximum", Binary::kMaximum},
+                     {"minimum", Binary::kMinimum},
+                     {"pow", Binary::kPow},
+                     {"remainder", Binary::kRemainder},
+                     {"floor_divide", Binary::kFloorDivide},
+                     {"eq", Binary::kEq},
+                     {"ne", Binary::kNe},
+                     {"lt", Binary::kLt},
+                     {"le", Binary::kLe},
+                     {"gt", Binary::kGt},
+                     {"ge", Binary::kGe},
+                     {"logical_and", Binary::kAnd},
+                     {"logical_or", Binary::kOr},
+                     {"logical_xor", Binary::kXor}});
+  bind_enum<Reduce>(m, "Reduce",
+                    {{"mean", Reduce::kMean},
+                     {"sum", Reduce::kSum},
+                     {"mean_abs", Reduce::kMeanAbs},
+                     {"sum_abs", Reduce::kSumAbs},
+                     {"sum_squares", Reduce::kSumSquares},
+                     {"l2", Reduce::kL2},
+                     {"max", Reduce::kMax},
+                     {"min", Reduce::kMin},
+                     {"max_abs", Reduce::kMaxAbs}});
   py::enum_<PoolStep::Kind>(m, "Pool")
       .value("max", PoolStep::Kind::kMax)
       .value("average", PoolStep::Kind::kAverage)
@@ -164,26 +217,32 @@ void bind_builder(py::module_& m) {
   py::class_<PyPlan, std::shared_ptr<PyPlan>>(m, "Plan");
   py::class_<PyPlanBuilder> builder(m, "PlanBuilder");
   builder.def(py::init<const std::string&>(), py::arg("isa") = "")
-      .def("add_shape", &PyPlanBuilder::add_shape, py::arg("height"), py::arg("width"), py::arg("pitch"), py::arg("zero_plane"))
+      .def("add_shape", &PyPlanBuilder::add_shape, py::arg("height"), py::arg("width"), py::arg("pitch"),
+           py::arg("zero_plane"))
       .def("add_map", &PyPlanBuilder::add_map, py::arg("shape"), py::arg("planes"))
       .def("add_flat", &PyPlanBuilder::add_flat, py::arg("offset"), py::arg("shape"))
-      .def("add_constant", [](PyPlanBuilder& b, const FloatArray& array, std::vector<int64_t> shape) { return b.add_constant(b.hold(array), std::move(shape)); },
-           py::arg("array"), py::arg("shape"))
+      .def(
+          "add_constant",
+          [](PyPlanBuilder& b, const FloatArray& array, std::vector<int64_t> shape) {
+            return b.add_constant(b.hold(array), std::move(shape));
+          },
+          py::arg("array"), py::arg("shape"))
       .def("add_constant_list", &PyPlanBuilder::add_constant_list, py::arg("channels"))
       .def("add_live_list", &PyPlanBuilder::add_live_list, py::arg("capacity"), py::arg("include"), py::arg("exclude"))
       .def("add_input", &PyPlanBuilder::add_input, py::arg("floats_per_image"))
       .def("add_output", &PyPlanBuilder::add_output, py::arg("floats_per_image"))
       .def_property_readonly("has_winograd", &PyPlanBuilder::has_winograd)
-      .def("winograd_input_scratch", &PyPlanBuilder::winograd_input_scratch, py::arg("in_channels"), py::arg("out_channels"), py::arg("m"),
-           py::arg("shape"), py::arg("form"))
+      .def("winograd_input_scratch", &PyPlanBuilder::winograd_input_scratch, py::arg("in_channels"),
+           py::arg("out_channels"), py::arg("m"), py::arg("shape"), py::arg("form"))
       .def("finish", &PyPlanBuilder::finish_plan, py::arg("arena_size"));
   builder.def(
       "add_conv",
-      [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, const FloatArray& weights, int32_t groups,
-         std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, int32_t shift, int32_t residual_map, int32_t residual_live, std::pair<float, float> inner,
-         std::pair<float, float> outer, int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
-         const std::vector<std::pair<cpu::Reduce, int32_t>>& pools, int32_t winograd_m, cpu::WinogradWeights winograd_form,
-         int64_t winograd_scratch, int64_t macs_per_pair) {
+      [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, const FloatArray& weights,
+         int32_t groups, std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, int32_t shift,
+         int32_t residual_map, int32_t residual_live, std::pair<float, float> inner, std::pair<float, float> outer,
+         int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
+         const std::vector<std::pair<cpu::Reduce, int32_t>>& pools, int32_t winograd_m,
+         cpu::WinogradWeights winograd_form, int64_t winograd_scratch, int64_t macs_per_pair) {
         if (weights.ndim() != 4) throw std::invalid_argument("plan: weights [K,C,R,S] expected");
         ConvParams p;
         p.in_map = in_map;
@@ -211,38 +270,47 @@ void bind_builder(py::module_& m) {
         p.macs_per_pair = macs_per_pair;
         b.add_conv(name, std::move(p));
       },
-      py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("weights"), py::arg("groups"), py::arg("tap_offset"),
-      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("residual_map"), py::arg("residual_live"), py::arg("inner"), py::arg("outer"), py::arg("in_list"),
-      py::arg("out_list"), py::arg("pass_list"), py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
+      py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("weights"), py::arg("groups"),
+      py::arg("tap_offset"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("residual_map"),
+      py::arg("residual_live"), py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"),
+      py::arg("pass_list"), py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
       py::arg("winograd_scratch"), py::arg("macs_per_pair"));
   builder.def(
       "add_linear",
-      [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const FloatArray& weights, int32_t bias, std::pair<float, float> clamp) {
+      [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const FloatArray& weights,
+         int32_t bias, std::pair<float, float> clamp) {
         if (weights.ndim() != 2) throw std::invalid_argument("plan: weights [K,C] expected");
-        b.add_linear(name, {b.hold(weights), bias, in_flat, out_flat, static_cast<int32_t>(weights.shape(1)), static_cast<int32_t>(weights.shape(0)), clamp_of(clamp)});
+        b.add_linear(name, {b.hold(weights), bias, in_flat, out_flat, static_cast<int32_t>(weights.shape(1)),
+                            static_cast<int32_t>(weights.shape(0)), clamp_of(clamp)});
       },
-      py::arg("name"), py::kw_only(), py::arg("in_flat"), py::arg("out_flat"), py::arg("weights"), py::arg("bias"), py::arg("clamp"));
+      py::arg("name"), py::kw_only(), py::arg("in_flat"), py::arg("out_flat"), py::arg("weights"), py::arg("bias"),
+      py::arg("clamp"));
   builder.def(
       "add_plane_unary",
-      [](PyPlanBuilder& b, const std::string& name, cpu::Unary kind, int32_t in_map, int32_t out_map, int32_t list, float a, float bb, int32_t a_flat, int32_t b_flat, int32_t in_live) {
-        b.add_plane_unary(name, {kind, in_map, out_map, list, a, bb, a_flat, b_flat, in_live});
-      },
-      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_map"), py::arg("list"), py::arg("a") = 0.0f,
-      py::arg("b") = 0.0f, py::arg("a_flat") = -1, py::arg("b_flat") = -1, py::arg("in_live") = -1);
+      [](PyPlanBuilder& b, const std::string& name, cpu::Unary kind, int32_t in_map, int32_t out_map, int32_t list,
+         float a, float bb, int32_t a_flat, int32_t b_flat,
+         int32_t in_live) { b.add_plane_unary(name, {kind, in_map, out_map, list, a, bb, a_flat, b_flat, in_live}); },
+      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_map"), py::arg("list"),
+      py::arg("a") = 0.0f, py::arg("b") = 0.0f, py::arg("a_flat") = -1, py::arg("b_flat") = -1,
+      py::arg("in_live") = -1);
   py::class_<PlaneBinaryStep::Operand>(m, "Operand")
       .def(py::init([](int32_t map, int32_t flat, bool one_plane, bool one_number, int32_t live_mask) {
              return PlaneBinaryStep::Operand{map, flat, one_plane, one_number, live_mask};
            }),
-           py::kw_only(), py::arg("map") = -1, py::arg("flat") = -1, py::arg("one_plane") = false, py::arg("one_number") = false, py::arg("live_mask") = -1);
+           py::kw_only(), py::arg("map") = -1, py::arg("flat") = -1, py::arg("one_plane") = false,
+           py::arg("one_number") = false, py::arg("live_mask") = -1);
   builder.def(
       "add_plane_binary",
-      [](PyPlanBuilder& b, const std::string& name, cpu::Binary kind, PlaneBinaryStep::Operand x0, PlaneBinaryStep::Operand x1, int32_t out_map,
-         int32_t list, std::pair<float, float> clamp) { b.add_plane_binary(name, {kind, clamp_of(clamp), x0, x1, out_map, list}); },
-      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("x0"), py::arg("x1"), py::arg("out_map"), py::arg("list"), py::arg("clamp"));
+      [](PyPlanBuilder& b, const std::string& name, cpu::Binary kind, PlaneBinaryStep::Operand x0,
+         PlaneBinaryStep::Operand x1, int32_t out_map, int32_t list,
+         std::pair<float, float> clamp) { b.add_plane_binary(name, {kind, clamp_of(clamp), x0, x1, out_map, list}); },
+      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("x0"), py::arg("x1"), py::arg("out_map"),
+      py::arg("list"), py::arg("clamp"));
   builder.def(
       "add_pool",
-      [](PyPlanBuilder& b, const std::string& name, PoolStep::Kind kind, int32_t in_map, int32_t in_live, int32_t out_map, int32_t list, std::pair<int, int> kernel,
-         std::pair<int, int> stride, std::array<int, 4> padding, std::pair<int, int> dilation, bool count_include_pad, int divisor) {
+      [](PyPlanBuilder& b, const std::string& name, PoolStep::Kind kind, int32_t in_map, int32_t in_live,
+         int32_t out_map, int32_t list, std::pair<int, int> kernel, std::pair<int, int> stride,
+         std::array<int, 4> padding, std::pair<int, int> dilation, bool count_include_pad, int divisor) {
         cpu::PoolShape s{};
         s.kernel_h = kernel.first;
         s.kernel_w = kernel.second;
@@ -258,18 +326,23 @@ void bind_builder(py::module_& m) {
         s.divisor = divisor;
         b.add_pool(name, kind, s, in_map, in_live, out_map, list);
       },
-      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("in_live"), py::arg("out_map"), py::arg("list"), py::arg("kernel") = std::make_pair(1, 1),
-      py::arg("stride") = std::make_pair(1, 1), py::arg("padding") = std::array<int, 4>{0, 0, 0, 0}, py::arg("dilation") = std::make_pair(1, 1),
+      py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("in_live"), py::arg("out_map"),
+      py::arg("list"), py::arg("kernel") = std::make_pair(1, 1), py::arg("stride") = std::make_pair(1, 1),
+      py::arg("padding") = std::array<int, 4>{0, 0, 0, 0}, py::arg("dilation") = std::make_pair(1, 1),
       py::arg("count_include_pad") = true, py::arg("divisor") = 0);
   builder
-      .def("add_spatial_reduce", &PyPlanBuilder::add_spatial_reduce, py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
-      .def("add_phase_split", &PyPlanBuilder::add_phase_split, py::arg("name"), py::kw_only(), py::arg("stride_h"), py::arg("stride_w"), py::arg("phase_stride"), py::arg("in_map"),
-           py::arg("out_map"), py::arg("list"))
-      .def("add_load_planes", &PyPlanBuilder::add_load_planes, py::arg("name"), py::kw_only(), py::arg("flat"), py::arg("input"), py::arg("out_map"))
-      .def("add_store_planes", &PyPlanBuilder::add_store_planes, py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("list"), py::arg("flat"), py::arg("output"))
-      .def("add_copy", &PyPlanBuilder::add_copy, py::arg("name"), py::kw_only(), py::arg("flat"), py::arg("input"), py::arg("output"))
-      .def("add_flat_op", &PyPlanBuilder::add_flat_op, py::arg("name"), py::kw_only(), py::arg("op"), py::arg("inputs"), py::arg("outputs"), py::arg("ints"),
-           py::arg("floats"), py::arg("scratch_offset"));
+      .def("add_spatial_reduce", &PyPlanBuilder::add_spatial_reduce, py::arg("name"), py::kw_only(), py::arg("kind"),
+           py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
+      .def("add_phase_split", &PyPlanBuilder::add_phase_split, py::arg("name"), py::kw_only(), py::arg("stride_h"),
+           py::arg("stride_w"), py::arg("phase_stride"), py::arg("in_map"), py::arg("out_map"), py::arg("list"))
+      .def("add_load_planes", &PyPlanBuilder::add_load_planes, py::arg("name"), py::kw_only(), py::arg("flat"),
+           py::arg("input"), py::arg("out_map"))
+      .def("add_store_planes", &PyPlanBuilder::add_store_planes, py::arg("name"), py::kw_only(), py::arg("in_map"),
+           py::arg("list"), py::arg("flat"), py::arg("output"))
+      .def("add_copy", &PyPlanBuilder::add_copy, py::arg("name"), py::kw_only(), py::arg("flat"), py::arg("input"),
+           py::arg("output"))
+      .def("add_flat_op", &PyPlanBuilder::add_flat_op, py::arg("name"), py::kw_only(), py::arg("op"), py::arg("inputs"),
+           py::arg("outputs"), py::arg("ints"), py::arg("floats"), py::arg("scratch_offset"));
 }
 
 }  // namespace
@@ -280,20 +353,23 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU runtime of dynprune-rt.";
   m.def("available_isas", &available_isas);
   m.def("default_isa", [](const std::string& isa) { return std::string(kernel_table(isa).isa); }, py::arg("isa") = "");
-  m.def("run_flat_op", &run_flat_op, py::arg("op"), py::arg("inputs"), py::arg("out_shapes"), py::arg("ints"), py::arg("floats"), py::arg("scratch"),
-        py::arg("isa") = "");
-  m.def("flat_ops", [](const std::string& isa) {
+  m.def("run_flat_op", &run_flat_op, py::arg("op"), py::arg("inputs"), py::arg("out_shapes"), py::arg("ints"),
+        py::arg("floats"), py::arg("scratch"), py::arg("isa") = "");
+  m.def(
+      "flat_ops",
+      [](const std::string& isa) {
         const cpu::KernelTable& table = kernel_table(isa);
         std::vector<std::string> names;
         for (int32_t i = 0; i < table.n_flat_ops; ++i) names.emplace_back(table.flat_ops[i].name);
         return names;
-      }, py::arg("isa") = "");
+      },
+      py::arg("isa") = "");
   bind_enums(m);
   bind_builder(m);
   py::class_<PyExecutor>(m, "Executor")
       .def(py::init<std::shared_ptr<PyPlan>, int>(), py::arg("plan"), py::arg("threads"))
-      .def("run", &PyExecutor::run, py::arg("inputs"), py::arg("outputs"), py::arg("batch"), py::arg("skip") = true, py::arg("poison") = false,
-           py::arg("profile") = false)
+      .def("run", &PyExecutor::run, py::arg("inputs"), py::arg("outputs"), py::arg("batch"), py::arg("skip") = true,
+           py::arg("poison") = false, py::arg("profile") = false)
       .def_property_readonly("steps", &PyExecutor::steps)
       .def_property_readonly("threads", &PyExecutor::threads)
       .def_property_readonly("isa", &PyExecutor::isa)

@@ -33,7 +33,8 @@ ConvStep::ConvStep(const Plan& plan, ConvParams params) : p_(std::move(params)) 
   in_channels_ = in.channels() / p_.groups;
   out_channels_ = out.channels() / p_.groups;
   depthwise_ = in_channels_ == 1 && p_.groups > 1;
-  direct_ = {in_channels_, out_channels_, static_cast<int32_t>(p_.tap_offset.size()), p_.tap_offset.data(), plan.shape_of(out)};
+  direct_ = {in_channels_, out_channels_, static_cast<int32_t>(p_.tap_offset.size()), p_.tap_offset.data(),
+             plan.shape_of(out)};
   if (p_.winograd_m) {
     winograd_ = {in_channels_, out_channels_, p_.winograd_m, plan.shape_of(out)};
     const cpu::WinogradSizes sizes = plan.kernels->winograd_sizes(winograd_, p_.winograd_form);
@@ -51,8 +52,12 @@ cpu::Epilogue ConvStep::epilogue(const Plan& plan, const Context& context, const
       context.residual_planes[i] = plan.live_plane(context, p_.residual_map, out.index[i], p_.residual_live);
     residual = context.residual_planes;
   }
-  return {plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate), plan.flat_or_null(context, p_.shift),
-          residual, p_.inner, p_.outer};
+  return {plan.flat_or_null(context, p_.bias),
+          plan.flat_or_null(context, p_.gate),
+          plan.flat_or_null(context, p_.shift),
+          residual,
+          p_.inner,
+          p_.outer};
 }
 
 void ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
@@ -80,7 +85,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   const int32_t in_base = group * in_channels_, out_base = group * out_channels_;
   for (int32_t i = 0; i < in.count; ++i) context.read_planes[i] = plan.plane(context, p_.in_map, in.index[i]);
   for (int32_t i = 0; i < out.count; ++i) context.write_planes[i] = plan.plane(context, p_.out_map, out.index[i]);
-  cpu::ConvCall call{context.read_planes,  in.index,  in.count, context.write_planes, out.index, out.count,
+  cpu::ConvCall call{context.read_planes,         in.index, in.count, context.write_planes, out.index, out.count,
                      epilogue(plan, context, out)};
   const float* weights = p_.weights;
   if (group > 0) {  // the kernels know one group: its channels start at 0
@@ -126,15 +131,16 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     parallel([&](int rank) {
       const Share share = share_of(call.n_out, rank, size);
       if (share.first < share.last)
-        plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_.get(), v, call, share.first, share.last,
-                                      context.thread_scratch + rank * plan.thread_scratch_size);
+        plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_.get(), v, call, share.first,
+                                      share.last, context.thread_scratch + rank * plan.thread_scratch_size);
     });
     return;
   }
 
   // Pixels are split only where there are too few live outputs to fill the tiles of every thread.
   const int32_t blocks = direct_.out.blocks;
-  const bool split_pixels = out.count < size * plan.kernels->direct_tile_channels && blocks >= size * plan.kernels->direct_tile_blocks;
+  const bool split_pixels =
+      out.count < size * plan.kernels->direct_tile_channels && blocks >= size * plan.kernels->direct_tile_blocks;
   parallel([&](int rank) {
     cpu::ConvCall part = call;
     Share pixels{0, blocks};
@@ -164,13 +170,14 @@ void ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& tea
     context.read_planes[i] = live ? plan.plane(context, p_.in_map, channel) : nullptr;
     context.write_planes[i] = plan.plane(context, p_.out_map, out.index[i]);
   }
-  const cpu::ConvCall call{context.read_planes,  in.index,  out.count, context.write_planes, out.index, out.count,
+  const cpu::ConvCall call{context.read_planes,         in.index, out.count, context.write_planes, out.index, out.count,
                            epilogue(plan, context, out)};
   if (context.record) {
     context.record->macs += p_.macs_per_pair * pairs;
     context.record->kernel = "depthwise";
   }
-  const double cycles = static_cast<double>(out.count) * direct_.out.blocks * (direct_.taps + 2) * cpu::kBlock / plan.kernels->lanes;
+  const double cycles =
+      static_cast<double>(out.count) * direct_.out.blocks * (direct_.taps + 2) * cpu::kBlock / plan.kernels->lanes;
   const auto part = [&](int rank, int size) {
     const Share share = share_of(call.n_out, rank, size);
     cpu::ConvCall slice = call;
@@ -199,11 +206,16 @@ void ConvStep::pass_through(const Plan& plan, Context& context, ThreadTeam& team
       const int32_t channel = pass.index[i];
       float* y = plan.plane(context, p_.out_map, channel);
       const float constant = shift ? shift[channel] : 0.0f;
-      const float* r = p_.residual_map >= 0 ? plan.live_plane(context, p_.residual_map, channel, p_.residual_live) : nullptr;
+      const float* r =
+          p_.residual_map >= 0 ? plan.live_plane(context, p_.residual_map, channel, p_.residual_live) : nullptr;
       if (r)
         plan.kernels->plane_binary(cpu::Binary::kAdd, p_.outer, shape, r, nullptr, constant, y);
       else
-        plan.kernels->plane_fill(shape, constant < p_.outer.lo ? p_.outer.lo : constant > p_.outer.hi ? p_.outer.hi : constant, y);
+        plan.kernels->plane_fill(shape,
+                                 constant < p_.outer.lo   ? p_.outer.lo
+                                 : constant > p_.outer.hi ? p_.outer.hi
+                                                          : constant,
+                                 y);
     }
   };
   if (static_cast<double>(pass.count) * shape.blocks * 3 < kSerialCycles)

@@ -19,18 +19,18 @@ struct ConvParams {
   int32_t groups = 1;
   int32_t kernel_h = 1, kernel_w = 1;
   std::vector<int32_t> tap_offset;
-  const float* weights = nullptr;  // [K][C/groups][taps], kept alive by the plan's owner
+  const float* weights = nullptr;            // [K][C/groups][taps], kept alive by the plan's owner
   int32_t bias = -1, gate = -1, shift = -1;  // flat tensors [K]
   cpu::Clamp inner, outer;
-  int32_t in_list = -1;        // channels of the input that are stored
-  int32_t out_list = -1;       // channels to compute
-  int32_t pass_list = -1;      // stored channels that are not computed; -1 = none
-  int32_t stored_list = -1;    // computed and passed: what the pools reduce over
+  int32_t in_list = -1;      // channels of the input that are stored
+  int32_t out_list = -1;     // channels to compute
+  int32_t pass_list = -1;    // stored channels that are not computed; -1 = none
+  int32_t stored_list = -1;  // computed and passed: what the pools reduce over
   std::vector<PoolOutput> pools;
-  int32_t winograd_m = 0;      // 0 = not eligible
+  int32_t winograd_m = 0;  // 0 = not eligible
   cpu::WinogradWeights winograd_form = cpu::WinogradWeights::kTransformed;
   int64_t winograd_scratch = -1;  // arena offset of the transformed input
-  int64_t macs_per_pair = 0;   // multiply-adds per (live input, live output) pair
+  int64_t macs_per_pair = 0;      // multiply-adds per (live input, live output) pair
 };
 
 class ConvStep final : public Step {
@@ -39,8 +39,10 @@ class ConvStep final : public Step {
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
-  void run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const LiveList& in, const LiveList& out) const;
-  void run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in, const LiveList& out) const;
+  void run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const LiveList& in,
+                     const LiveList& out) const;
+  void run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
+                 const LiveList& out) const;
   void pass_through(const Plan& plan, Context& context, ThreadTeam& team) const;
   void reduce_pools(const Plan& plan, Context& context, ThreadTeam& team) const;
   cpu::Epilogue epilogue(const Plan& plan, const Context& context, const LiveList& out) const;

@@ -31,7 +31,8 @@ class FlushDenormals {
 };
 
 size_t context_floats(const Plan& plan, int team_size) {
-  return static_cast<size_t>(plan.arena_size) + static_cast<size_t>(plan.thread_scratch_size) * static_cast<size_t>(team_size) + 64;
+  return static_cast<size_t>(plan.arena_size) +
+         static_cast<size_t>(plan.thread_scratch_size) * static_cast<size_t>(team_size) + 64;
 }
 
 }  // namespace
@@ -78,7 +79,8 @@ void ContextMemory::poison(const Plan& plan) {
     const cpu::PlaneShape& shape = plan.shape_of(map);
     for (int64_t plane : map.plane)
       if (plane != plan.zero_plane[static_cast<size_t>(map.shape)])
-        for (int32_t y = 0; y < shape.height; ++y) std::fill_n(context.arena + plane + static_cast<int64_t>(y) * shape.pitch, shape.width, nan);
+        for (int32_t y = 0; y < shape.height; ++y)
+          std::fill_n(context.arena + plane + static_cast<int64_t>(y) * shape.pitch, shape.width, nan);
   }
 }
 
@@ -110,7 +112,8 @@ void Executor::run_image(const RunRequest& request, int64_t image, ContextMemory
     context.record = &records[i];
     const auto start = std::chrono::steady_clock::now();
     plan.steps[i]->run(plan, context, team);
-    records[i].nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+    records[i].nanoseconds =
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
   }
   context.record = nullptr;
 }

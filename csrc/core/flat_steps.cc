@@ -26,7 +26,8 @@ void LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) const
   const auto part = [&](int rank, int size) {
     const Share share = share_of(p_.out_features, rank, size);
     if (share.first < share.last)
-      plan.kernels->linear(share.last - share.first, p_.in_features, p_.weights + static_cast<int64_t>(share.first) * p_.in_features,
+      plan.kernels->linear(share.last - share.first, p_.in_features,
+                           p_.weights + static_cast<int64_t>(share.first) * p_.in_features,
                            bias ? bias + share.first : nullptr, x, p_.clamp, y + share.first);
   };
   if (macs < 65536)
@@ -43,7 +44,11 @@ void LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) const
 
 FlatStep::FlatStep(const Plan& plan, cpu::FlatFn kernel, std::vector<int32_t> in, std::vector<int32_t> out,
                    std::vector<int64_t> ints, std::vector<float> floats, int64_t scratch_offset)
-    : kernel_(kernel), in_(std::move(in)), out_(std::move(out)), ints_(std::move(ints)), floats_(std::move(floats)),
+    : kernel_(kernel),
+      in_(std::move(in)),
+      out_(std::move(out)),
+      ints_(std::move(ints)),
+      floats_(std::move(floats)),
       scratch_offset_(scratch_offset) {
   if (in_.size() + out_.size() > kMaxOperands) throw std::invalid_argument("an operator has more than 64 operands");
   for (int32_t i : in_) in_shapes_.push_back(shape_only(plan.flats.at(static_cast<size_t>(i))));

@@ -25,8 +25,8 @@ class LinearStep final : public Step {
 
 class FlatStep final : public Step {
  public:
-  FlatStep(const Plan& plan, cpu::FlatFn kernel, std::vector<int32_t> in, std::vector<int32_t> out, std::vector<int64_t> ints,
-           std::vector<float> floats, int64_t scratch_offset);
+  FlatStep(const Plan& plan, cpu::FlatFn kernel, std::vector<int32_t> in, std::vector<int32_t> out,
+           std::vector<int64_t> ints, std::vector<float> floats, int64_t scratch_offset);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:

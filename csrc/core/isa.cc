@@ -11,17 +11,18 @@ struct IsaEntry {
   void (*fill)(cpu::KernelTable&);
 };
 
-#define DYNPRUNE_ISA_ENTRY(ISA, USABLE)        \
-  {#ISA, [] { return static_cast<bool>(USABLE); }, [](cpu::KernelTable& table) { \
-     table.isa = #ISA;                         \
-     cpu::fill_conv_direct_##ISA(table);       \
-     cpu::fill_conv_depthwise_##ISA(table);    \
-     cpu::fill_conv_winograd_##ISA(table);     \
-     cpu::fill_plane_elementwise_##ISA(table); \
-     cpu::fill_plane_pooling_##ISA(table);     \
-     cpu::fill_plane_layout_##ISA(table);      \
-     cpu::fill_linear_##ISA(table);            \
-     cpu::fill_flat_ops_##ISA(table);          \
+#define DYNPRUNE_ISA_ENTRY(ISA, USABLE)            \
+  {#ISA, [] { return static_cast<bool>(USABLE); }, \
+   [](cpu::KernelTable& table) {                   \
+     table.isa = #ISA;                             \
+     cpu::fill_conv_direct_##ISA(table);           \
+     cpu::fill_conv_depthwise_##ISA(table);        \
+     cpu::fill_conv_winograd_##ISA(table);         \
+     cpu::fill_plane_elementwise_##ISA(table);     \
+     cpu::fill_plane_pooling_##ISA(table);         \
+     cpu::fill_plane_layout_##ISA(table);          \
+     cpu::fill_linear_##ISA(table);                \
+     cpu::fill_flat_ops_##ISA(table);              \
    }}
 
 const IsaEntry kIsas[] = {
@@ -61,7 +62,8 @@ const cpu::KernelTable& kernel_table(const std::string& isa) {
   for (size_t i = kIsaCount; i-- > 0;) {
     if (isa.empty() ? !kIsas[i].usable() : isa != kIsas[i].name) continue;
     if (!kIsas[i].usable())
-      throw std::invalid_argument("this CPU cannot run the instruction set '" + isa + "'; usable here: " + joined(available_isas()));
+      throw std::invalid_argument("this CPU cannot run the instruction set '" + isa +
+                                  "'; usable here: " + joined(available_isas()));
     return tables[i];
   }
   throw std::invalid_argument("unknown instruction set '" + isa + "'; usable here: " + joined(available_isas()));

@@ -92,10 +92,18 @@ void PoolStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
     const float* x = plan.live_plane(context, in_map_, c, in_live_);
     float* y = plan.plane(context, out_map_, c);
     switch (kind_) {
-      case Kind::kMax: plan.kernels->plane_max_pool(shape_, x, y); break;
-      case Kind::kAverage: plan.kernels->plane_avg_pool(shape_, x, y); break;
-      case Kind::kAdaptiveAverage: plan.kernels->plane_adaptive_pool(shape_.in, shape_.out, true, x, y); break;
-      case Kind::kAdaptiveMax: plan.kernels->plane_adaptive_pool(shape_.in, shape_.out, false, x, y); break;
+      case Kind::kMax:
+        plan.kernels->plane_max_pool(shape_, x, y);
+        break;
+      case Kind::kAverage:
+        plan.kernels->plane_avg_pool(shape_, x, y);
+        break;
+      case Kind::kAdaptiveAverage:
+        plan.kernels->plane_adaptive_pool(shape_.in, shape_.out, true, x, y);
+        break;
+      case Kind::kAdaptiveMax:
+        plan.kernels->plane_adaptive_pool(shape_.in, shape_.out, false, x, y);
+        break;
     }
   });
 }
@@ -107,8 +115,9 @@ void SpatialReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team
   float* y = plan.flat(context, out_flat_);
   record_lists(context, list);
   if (list.count < channels) std::fill(y, y + channels, 0.0f);
-  for_each_channel(list, shape.blocks, team,
-                   [&](int32_t c) { y[c] = plan.kernels->plane_reduce(kind_, shape, plan.plane(context, in_map_, c)); });
+  for_each_channel(list, shape.blocks, team, [&](int32_t c) {
+    y[c] = plan.kernels->plane_reduce(kind_, shape, plan.plane(context, in_map_, c));
+  });
 }
 
 void PhaseSplitStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {

@@ -84,8 +84,14 @@ class SpatialReduceStep final : public Step {
 // the plane of phase 0; the others follow phase_stride floats apart.
 class PhaseSplitStep final : public Step {
  public:
-  PhaseSplitStep(int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list)
-      : stride_h_(stride_h), stride_w_(stride_w), phase_stride_(phase_stride), in_map_(in_map), out_map_(out_map), list_(list) {}
+  PhaseSplitStep(int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map,
+                 int32_t list)
+      : stride_h_(stride_h),
+        stride_w_(stride_w),
+        phase_stride_(phase_stride),
+        in_map_(in_map),
+        out_map_(out_map),
+        list_(list) {}
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:

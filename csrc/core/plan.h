@@ -67,14 +67,14 @@ struct StepRecord {
 
 // One image in flight.
 struct Context {
-  float* arena = nullptr;        // pads are zero and stay zero
+  float* arena = nullptr;  // pads are zero and stay zero
   LiveList* lists = nullptr;
   int32_t* list_pool = nullptr;
-  const float** read_planes = nullptr;   // pointer tables for one kernel call
+  const float** read_planes = nullptr;  // pointer tables for one kernel call
   const float** residual_planes = nullptr;
   float** write_planes = nullptr;
-  int32_t* channels = nullptr;   // renumbered channels of one group
-  float* thread_scratch = nullptr;  // thread_scratch_size floats per rank
+  int32_t* channels = nullptr;           // renumbered channels of one group
+  float* thread_scratch = nullptr;       // thread_scratch_size floats per rank
   const float* const* inputs = nullptr;  // this image of each graph input
   float* const* outputs = nullptr;
   bool skip = true;
@@ -125,7 +125,9 @@ struct Plan {
     const FlatRef& ref = flats[static_cast<size_t>(flat)];
     return ref.constant ? const_cast<float*>(ref.constant) : context.arena + ref.offset;
   }
-  float* flat_or_null(const Context& context, int32_t index) const { return index < 0 ? nullptr : flat(context, index); }
+  float* flat_or_null(const Context& context, int32_t index) const {
+    return index < 0 ? nullptr : flat(context, index);
+  }
 };
 
 }  // namespace dynprune

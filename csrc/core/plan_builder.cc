@@ -13,7 +13,9 @@ namespace {
 
 }  // namespace
 
-PlanBuilder::PlanBuilder(const std::string& isa) : plan_(std::make_shared<Plan>()) { plan_->kernels = &kernel_table(isa); }
+PlanBuilder::PlanBuilder(const std::string& isa) : plan_(std::make_shared<Plan>()) {
+  plan_->kernels = &kernel_table(isa);
+}
 
 int32_t PlanBuilder::add_shape(int32_t height, int32_t width, int32_t pitch, int64_t zero_plane) {
   if (height < 1 || width < 1 || pitch < width) fail("a plane shape needs height, width >= 1 and pitch >= width");
@@ -94,13 +96,15 @@ void PlanBuilder::check_flat(int32_t flat, bool optional) const {
 
 void PlanBuilder::check_mask(int32_t flat, int32_t channels) const {
   check_flat(flat, true);
-  if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != channels) fail("a mask's size differs from the number of channels");
+  if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != channels)
+    fail("a mask's size differs from the number of channels");
 }
 
 void PlanBuilder::check_list(int32_t list, int32_t channels, bool optional) const {
   if (list < 0 && optional) return;
   if (list < 0 || static_cast<size_t>(list) >= plan_->lists.size()) fail("unknown live list");
-  if (plan_->lists[static_cast<size_t>(list)].capacity > channels) fail("a live list names channels that the map lacks");
+  if (plan_->lists[static_cast<size_t>(list)].capacity > channels)
+    fail("a live list names channels that the map lacks");
 }
 
 void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
@@ -108,17 +112,21 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
   check_map(p.out_map);
   const int32_t in = channels(p.in_map), out = channels(p.out_map);
   if (p.groups < 1 || in % p.groups || out % p.groups) fail(name + ": channels are not divisible by groups");
-  if (p.tap_offset.empty() || p.tap_offset.size() != static_cast<size_t>(p.kernel_h) * static_cast<size_t>(p.kernel_w)) fail(name + ": wrong number of taps");
-  if (plan_->shape_of(p.in_map).pitch != plan_->shape_of(p.out_map).pitch) fail(name + ": input and output pitch differ");
+  if (p.tap_offset.empty() || p.tap_offset.size() != static_cast<size_t>(p.kernel_h) * static_cast<size_t>(p.kernel_w))
+    fail(name + ": wrong number of taps");
+  if (plan_->shape_of(p.in_map).pitch != plan_->shape_of(p.out_map).pitch)
+    fail(name + ": input and output pitch differ");
   if (!p.weights) fail(name + ": no weights");
   for (int32_t flat : {p.bias, p.gate, p.shift}) {
     check_flat(flat, true);
-    if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != out) fail(name + ": bias, gate and shift need one value per output channel");
+    if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != out)
+      fail(name + ": bias, gate and shift need one value per output channel");
   }
   if (p.residual_map >= 0) {
     check_map(p.residual_map);
     check_mask(p.residual_live, out);
-    if (channels(p.residual_map) != out || plan_->maps[static_cast<size_t>(p.residual_map)].shape != plan_->maps[static_cast<size_t>(p.out_map)].shape)
+    if (channels(p.residual_map) != out ||
+        plan_->maps[static_cast<size_t>(p.residual_map)].shape != plan_->maps[static_cast<size_t>(p.out_map)].shape)
       fail(name + ": the residual's shape differs from the output's");
   }
   check_list(p.in_list, in);
@@ -127,13 +135,16 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
   check_list(p.stored_list, out, p.pools.empty());
   for (const PoolOutput& pool : p.pools) {
     check_flat(pool.flat, false);
-    if (plan_->flats[static_cast<size_t>(pool.flat)].size() != out) fail(name + ": a pooled output needs one value per channel");
+    if (plan_->flats[static_cast<size_t>(pool.flat)].size() != out)
+      fail(name + ": a pooled output needs one value per channel");
   }
   if (p.winograd_m) {
-    if (!has_winograd() || p.groups != 1 || p.kernel_h != 3 || p.kernel_w != 3 || p.winograd_scratch < 0) fail(name + ": not a Winograd convolution");
+    if (!has_winograd() || p.groups != 1 || p.kernel_h != 3 || p.kernel_w != 3 || p.winograd_scratch < 0)
+      fail(name + ": not a Winograd convolution");
     const cpu::WinogradShape shape{in, out, p.winograd_m, plan_->shape_of(p.out_map)};
-    plan_->thread_scratch_size = std::max(plan_->thread_scratch_size,
-                                          (static_cast<int64_t>(plan_->kernels->winograd_sizes(shape, p.winograd_form).thread_scratch) + 15) / 16 * 16);
+    plan_->thread_scratch_size = std::max(
+        plan_->thread_scratch_size,
+        (static_cast<int64_t>(plan_->kernels->winograd_sizes(shape, p.winograd_form).thread_scratch) + 15) / 16 * 16);
   }
   append(name, "conv2d", std::make_unique<ConvStep>(*plan_, std::move(p)));
 }
@@ -142,7 +153,8 @@ void PlanBuilder::add_linear(const std::string& name, LinearStep::Params p) {
   check_flat(p.in_flat, false);
   check_flat(p.out_flat, false);
   check_flat(p.bias, true);
-  if (plan_->flats[static_cast<size_t>(p.in_flat)].size() != p.in_features || plan_->flats[static_cast<size_t>(p.out_flat)].size() != p.out_features)
+  if (plan_->flats[static_cast<size_t>(p.in_flat)].size() != p.in_features ||
+      plan_->flats[static_cast<size_t>(p.out_flat)].size() != p.out_features)
     fail(name + ": linear sizes do not match");
   append(name, "linear", std::make_unique<LinearStep>(p));
 }
@@ -154,7 +166,8 @@ void PlanBuilder::add_plane_unary(const std::string& name, PlaneUnaryStep::Param
   check_list(p.list, channels(p.out_map));
   for (int32_t flat : {p.a_flat, p.b_flat}) {
     check_flat(flat, true);
-    if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != channels(p.out_map)) fail(name + ": one parameter per channel expected");
+    if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != channels(p.out_map))
+      fail(name + ": one parameter per channel expected");
   }
   append(name, "plane_unary", std::make_unique<PlaneUnaryStep>(p));
 }
@@ -169,14 +182,15 @@ void PlanBuilder::add_plane_binary(const std::string& name, PlaneBinaryStep::Par
       if (channels(x->map) != (x->one_plane ? 1 : channels(p.out_map))) fail(name + ": operand channels do not match");
     } else {
       check_flat(x->flat, false);
-      if (plan_->flats[static_cast<size_t>(x->flat)].size() != (x->one_number ? 1 : channels(p.out_map))) fail(name + ": operand size does not match");
+      if (plan_->flats[static_cast<size_t>(x->flat)].size() != (x->one_number ? 1 : channels(p.out_map)))
+        fail(name + ": operand size does not match");
     }
   }
   append(name, "plane_binary", std::make_unique<PlaneBinaryStep>(p));
 }
 
-void PlanBuilder::add_pool(const std::string& name, PoolStep::Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t in_live, int32_t out_map,
-                           int32_t list) {
+void PlanBuilder::add_pool(const std::string& name, PoolStep::Kind kind, cpu::PoolShape shape, int32_t in_map,
+                           int32_t in_live, int32_t out_map, int32_t list) {
   check_map(in_map);
   check_map(out_map);
   check_mask(in_live, channels(in_map));
@@ -187,21 +201,25 @@ void PlanBuilder::add_pool(const std::string& name, PoolStep::Kind kind, cpu::Po
   append(name, "pool", std::make_unique<PoolStep>(kind, shape, in_map, in_live, out_map, list));
 }
 
-void PlanBuilder::add_spatial_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list) {
+void PlanBuilder::add_spatial_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat,
+                                     int32_t list) {
   check_map(in_map);
   check_flat(out_flat, false);
-  if (plan_->flats[static_cast<size_t>(out_flat)].size() != channels(in_map)) fail(name + ": one value per channel expected");
+  if (plan_->flats[static_cast<size_t>(out_flat)].size() != channels(in_map))
+    fail(name + ": one value per channel expected");
   check_list(list, channels(in_map));
   append(name, "spatial_reduce", std::make_unique<SpatialReduceStep>(kind, in_map, out_flat, list));
 }
 
-void PlanBuilder::add_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list) {
+void PlanBuilder::add_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride,
+                                  int32_t in_map, int32_t out_map, int32_t list) {
   check_map(in_map);
   check_map(out_map);
   if (channels(in_map) != channels(out_map)) fail(name + ": a phase split keeps the number of channels");
   if (stride_h < 1 || stride_w < 1) fail(name + ": a phase split needs positive strides");
   check_list(list, channels(in_map));
-  append(name, "phase_split", std::make_unique<PhaseSplitStep>(stride_h, stride_w, phase_stride, in_map, out_map, list));
+  append(name, "phase_split",
+         std::make_unique<PhaseSplitStep>(stride_h, stride_w, phase_stride, in_map, out_map, list));
 }
 
 void PlanBuilder::add_load_planes(const std::string& name, int32_t flat, int32_t input, int32_t out_map) {
@@ -210,7 +228,8 @@ void PlanBuilder::add_load_planes(const std::string& name, int32_t flat, int32_t
   append(name, "load_planes", std::make_unique<LoadPlanesStep>(flat, input, out_map));
 }
 
-void PlanBuilder::add_store_planes(const std::string& name, int32_t in_map, int32_t list, int32_t flat, int32_t output) {
+void PlanBuilder::add_store_planes(const std::string& name, int32_t in_map, int32_t list, int32_t flat,
+                                   int32_t output) {
   check_map(in_map);
   check_list(list, channels(in_map));
   if (output < 0) check_flat(flat, false);
@@ -222,19 +241,23 @@ void PlanBuilder::add_copy(const std::string& name, int32_t flat, int32_t input,
   append(name, "copy", std::make_unique<CopyStep>(flat, input, output));
 }
 
-void PlanBuilder::add_flat_op(const std::string& name, const std::string& op, std::vector<int32_t> in, std::vector<int32_t> out,
-                              std::vector<int64_t> ints, std::vector<float> floats, int64_t scratch_offset) {
+void PlanBuilder::add_flat_op(const std::string& name, const std::string& op, std::vector<int32_t> in,
+                              std::vector<int32_t> out, std::vector<int64_t> ints, std::vector<float> floats,
+                              int64_t scratch_offset) {
   for (int32_t flat : in) check_flat(flat, false);
   for (int32_t flat : out) check_flat(flat, false);
   for (int32_t i = 0; i < plan_->kernels->n_flat_ops; ++i) {
     if (op != plan_->kernels->flat_ops[i].name) continue;
-    append(name, op, std::make_unique<FlatStep>(*plan_, plan_->kernels->flat_ops[i].run, std::move(in), std::move(out), std::move(ints), std::move(floats), scratch_offset));
+    append(name, op,
+           std::make_unique<FlatStep>(*plan_, plan_->kernels->flat_ops[i].run, std::move(in), std::move(out),
+                                      std::move(ints), std::move(floats), scratch_offset));
     return;
   }
   fail("no flat kernel for operator " + op);
 }
 
-int64_t PlanBuilder::winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape, cpu::WinogradWeights form) {
+int64_t PlanBuilder::winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape,
+                                            cpu::WinogradWeights form) {
   if (!has_winograd()) return 0;
   const cpu::WinogradShape winograd{in_channels, out_channels, m, plan_->shapes.at(static_cast<size_t>(shape))->view};
   return static_cast<int64_t>(plan_->kernels->winograd_sizes(winograd, form).input_scratch);
@@ -246,7 +269,8 @@ std::shared_ptr<Plan> PlanBuilder::finish(int64_t arena_size) {
   for (const MapRef& map : plan_->maps) {
     const cpu::PlaneShape& shape = plan_->shape_of(map);
     for (int64_t plane : map.plane)
-      if (plane < 0 || plane + static_cast<int64_t>(shape.blocks) * cpu::kBlock > arena_size) fail("a plane lies outside the arena");
+      if (plane < 0 || plane + static_cast<int64_t>(shape.blocks) * cpu::kBlock > arena_size)
+        fail("a plane lies outside the arena");
   }
   if (plan_->input_sizes.size() > 64 || plan_->output_sizes.size() > 64) fail("more than 64 inputs or outputs");
   plan_->arena_size = arena_size;

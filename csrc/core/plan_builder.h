@@ -35,9 +35,11 @@ class PlanBuilder {
   void add_linear(const std::string& name, LinearStep::Params params);
   void add_plane_unary(const std::string& name, PlaneUnaryStep::Params params);
   void add_plane_binary(const std::string& name, PlaneBinaryStep::Params params);
-  void add_pool(const std::string& name, PoolStep::Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t in_live, int32_t out_map, int32_t list);
+  void add_pool(const std::string& name, PoolStep::Kind kind, cpu::PoolShape shape, int32_t in_map, int32_t in_live,
+                int32_t out_map, int32_t list);
   void add_spatial_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list);
-  void add_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list);
+  void add_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride,
+                       int32_t in_map, int32_t out_map, int32_t list);
   void add_load_planes(const std::string& name, int32_t flat, int32_t input, int32_t out_map);
   void add_store_planes(const std::string& name, int32_t in_map, int32_t list, int32_t flat, int32_t output);
   void add_copy(const std::string& name, int32_t flat, int32_t input, int32_t output);
@@ -45,7 +47,8 @@ class PlanBuilder {
                    std::vector<int64_t> ints, std::vector<float> floats, int64_t scratch_offset);
 
   // Scratch of a convolution's transformed input, in floats; 0 when this ISA has no such kernel.
-  int64_t winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape, cpu::WinogradWeights form);
+  int64_t winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape,
+                                 cpu::WinogradWeights form);
   bool has_winograd() const { return plan_->kernels->has_winograd; }
 
   // Checks that every reference lies inside an arena of `arena_size` floats, and hands the plan out.

@@ -57,7 +57,9 @@ void ThreadTeam::fork_join(Entry entry, void* body) {
   // A worker counts itself as a sleeper before it checks the epoch for the last time, so that either
   // it sees this epoch or we see the sleeper.
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
   entry(body, 0);

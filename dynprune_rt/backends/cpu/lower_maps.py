@@ -102,9 +102,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     if winograd_m:
         form = _winograd_form(weights, winograd_m, _size(y))
         recorder.winograd_sites.append((x.type.channels, out_channels, winograd_m, out, form))
-    bias_flat, shift_flat = (
-        None if v is None else recorder.constant_vector(v, out_channels) for v in (bias, shift)
-    )
+    bias_flat, shift_flat = (None if v is None else recorder.constant_vector(v, out_channels) for v in (bias, shift))
     gate_flat = None if gate is None else recorder.as_flat(gate)
     residual_live = None if residual is None else recorder.mask_flat(residual.live)
     pool_flats = [recorder.new_flat(v) for v in node.outputs[1:]]
@@ -135,7 +133,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             winograd_scratch=recorder.winograd_scratch,
             macs_per_pair=macs_per_pair,
         ),
-        LayerFacts(node.name, "conv2d", x.type.channels, out_channels, macs_per_pair * weights.shape[0] * weights.shape[1]),
+        LayerFacts(node.name, "conv2d", x.type.channels, out_channels, macs_per_pair * math.prod(weights.shape[:2])),
         reads=[source, residual_view, gate_flat, residual_live],
         writes=[out, *pool_flats],
     )
@@ -184,7 +182,7 @@ def _winograd_tile(
     return 4 if min(size) >= 12 else 2
 
 
-def _winograd_form(weights: np.ndarray, m: int, size: tuple[int, int]) -> object:
+def _winograd_form(weights: np.ndarray, m: int, size: tuple[int, int]) -> _C.WinogradWeights:
     """Transformed weights while they stay in the L2 cache, else transformed per image from the originals."""
     transformed_bytes = 4 * (m + 2) ** 2 * weights.shape[0] * weights.shape[1]
     on_the_fly = transformed_bytes > (512 << 10) and min(size) >= 12
@@ -318,11 +316,9 @@ def _record_binary(recorder: Recorder, node: Node, op: str, operands: list[Value
     carrier, carrier_view = operands[first], sources[first]
     assert isinstance(carrier_view, MapView)
     other = sources[1 - first]
-    in_place = not (isinstance(other, MapView) and other is not carrier_view and other.storages & carrier_view.storages)
-    if in_place:
-        out = _output_view(recorder, node, carrier, carrier_view)
-    else:
-        out = recorder.new_map(out_value)
+    # Written over its carrier, the result must not be read through another view of the same planes.
+    apart = other is carrier_view or not (isinstance(other, MapView) and other.storages & carrier_view.storages)
+    out = _output_view(recorder, node, carrier, carrier_view) if apart else recorder.new_map(out_value)
     for view in sources:
         if isinstance(view, MapView):
             view.pitch_class.unite(out.pitch_class)
@@ -332,7 +328,7 @@ def _record_binary(recorder: Recorder, node: Node, op: str, operands: list[Value
         for v, r in zip(operands, roles, strict=True)
     ]
 
-    def operand(index: int) -> object:
+    def operand(index: int) -> _C.Operand:
         view, role = sources[index], roles[index]
         if isinstance(view, MapView):
             return _C.Operand(
@@ -499,15 +495,14 @@ def _expand(recorder: Recorder, node: Node) -> bool:
     return _select_channels(recorder, node, x, [0] * repeats if x.type.channels == 1 else list(range(x.type.channels)))
 
 
-_PLAIN_UNARY = (
-    "relu neg abs sqrt rsqrt exp log reciprocal sigmoid tanh silu hardswish hardsigmoid mish softplus round floor "
-    "ceil trunc sign logical_not isnan erf square sin cos clamp leaky_relu elu gelu pow_scalar"
-).split()
-_PLAIN_BINARY = (
-    "add sub mul div maximum minimum pow remainder floor_divide eq ne lt le gt ge logical_and logical_or logical_xor"
-).split()
+#: Operators that are one plane kernel of the same name; special cases below take precedence.
+_ELEMENTWISE: dict[str, Handler] = {
+    **dict.fromkeys(_C.Unary.__members__, _unary),
+    **dict.fromkeys(_C.Binary.__members__, _binary),
+}
 
 _HANDLERS: dict[str, Handler] = {
+    **_ELEMENTWISE,
     "conv2d": _conv2d,
     "affine": _affine,
     "cast": _cast,
@@ -521,6 +516,4 @@ _HANDLERS: dict[str, Handler] = {
     "slice": _slice,
     "pad": _pad,
     "expand": _expand,
-    **{op: _unary for op in _PLAIN_UNARY},
-    **{op: _binary for op in _PLAIN_BINARY},
 }

@@ -302,9 +302,10 @@ class Recorder:
         if view is None:
             return -1
         if view not in self._flat_ids:
-            if view.storage is None:
+            if view.constant is not None:
                 self._flat_ids[view] = self.builder.add_constant(view.constant, view.shape)
             else:
+                assert view.storage is not None
                 self._flat_ids[view] = self.builder.add_flat(view.storage.offset, view.shape)
         return self._flat_ids[view]
 

@@ -105,19 +105,17 @@ class Arena:
             planes = _pack([(s, s.planes) for s in group])
             start = round_up(self.size, BLOCK) + pitch_class.guard_before
             # One more plane that nobody writes: it stands for channels that are exactly zero.
-            for storage, plane in planes.items():
-                assert isinstance(storage, PlaneStorage)
-                storage.offset = start + (plane + 1) * stride
-            used = max(plane + s.planes for s, plane in planes.items() if isinstance(s, PlaneStorage))
+            for storage in group:
+                storage.offset = start + (planes[storage] + 1) * stride
+            used = max(planes[s] + s.planes for s in group)
             self._zero_planes.setdefault((height, width, pitch), start)
             self.size = start + (used + 1) * stride + pitch_class.guard_after
 
     def place_flats(self, storages: Sequence[FlatStorage]) -> None:
         start = round_up(self.size, BLOCK)
         units = _pack([(s, round_up(max(s.size, 1), BLOCK) // BLOCK) for s in storages])
-        for storage, unit in units.items():
-            assert isinstance(storage, FlatStorage)
-            storage.offset = start + unit * BLOCK
+        for storage in storages:
+            storage.offset = start + units[storage] * BLOCK
             self.size = max(self.size, storage.offset + round_up(max(storage.size, 1), BLOCK))
         self.size += 4 * BLOCK  # vector loads of the last tensor may run over its end
 

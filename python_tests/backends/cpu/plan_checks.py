@@ -37,7 +37,9 @@ def expected_macs(node: Node, values: dict[str, np.ndarray]) -> np.ndarray:
         return np.broadcast_to(values[value.name], (batch, channels))
 
     read = mask(x.live, x.type.channels).reshape(batch, groups, -1).sum(2)
-    computed = mask(node.computed if node.computed is not None else node.output.live, out[1]).reshape(batch, groups, -1).sum(2)
+    computed = (
+        mask(node.computed if node.computed is not None else node.output.live, out[1]).reshape(batch, groups, -1).sum(2)
+    )
     return (read * computed).sum(1) * math.prod(weight.type.shape[2:]) * math.prod(out[2:])
 
 
@@ -62,7 +64,9 @@ def check_plan(graph: Graph, inputs: list[np.ndarray], *, tolerance: float = 2e-
         np.testing.assert_array_equal(have, got[index], err_msg="memory that nobody wrote was read without skipping")
     split = [execute(session, [x[i : i + 1] for x in inputs]) for i in range(inputs[0].shape[0])]
     for index, have in enumerate(got):
-        np.testing.assert_array_equal(np.concatenate([part[index] for part in split]), have, err_msg="batch changed bits")
+        np.testing.assert_array_equal(
+            np.concatenate([part[index] for part in split]), have, err_msg="batch changed bits"
+        )
     for threads in (2, 3):
         for index, have in enumerate(execute(Session(Program(graph), threads=threads), inputs)):
             np.testing.assert_array_equal(have, got[index], err_msg=f"{threads} threads changed bits")
@@ -76,4 +80,6 @@ def check_plan(graph: Graph, inputs: list[np.ndarray], *, tolerance: float = 2e-
     }
     for node in graph.nodes:
         if node.op == "conv2d" and node.name in counted:
-            np.testing.assert_array_equal(counted[node.name], expected_macs(node, values), err_msg=f"MACs of {node.name}")
+            np.testing.assert_array_equal(
+                counted[node.name], expected_macs(node, values), err_msg=f"MACs of {node.name}"
+            )

@@ -11,7 +11,6 @@ from dynprune_rt.backends.cpu.geometry import BLOCK, PitchClass, Reach, convolut
 from dynprune_rt.backends.cpu.storage import Arena, FlatStorage, PlaneStorage
 
 
-
 def output_size(size, kernel, stride, padding, dilation):
     return tuple(
         (size[i] + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)

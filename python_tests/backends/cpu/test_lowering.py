@@ -82,7 +82,16 @@ def test_gated_chain_skips_outputs_then_inputs(channels, keep):
     x = map_input(b.graph, 4, 14)
     m = gate(b, x, channels, keep)
     live = support(b, m)
-    a = b.op("conv2d", x, weights(b, channels, 4, 3, 3), vector(b, channels), m, padding=(1, 1, 1, 1), inner=(0.0, np.inf), name="a")
+    a = b.op(
+        "conv2d",
+        x,
+        weights(b, channels, 4, 3, 3),
+        vector(b, channels),
+        m,
+        padding=(1, 1, 1, 1),
+        inner=(0.0, np.inf),
+        name="a",
+    )
     a.live = live
     y = b.op("conv2d", a, weights(b, 7, channels, 3, 3), vector(b, 7), padding=(1, 1, 1, 1), name="b")
     b.graph.outputs = [y]
@@ -124,7 +133,17 @@ def test_shift_fills_channels_that_are_not_computed():
     b = Builder(Graph())
     x = map_input(b.graph, 4, 10)
     m = gate(b, x, 12, 0.5)
-    y = b.op("conv2d", x, weights(b, 12, 4, 3, 3), None, m, vector(b, 12), padding=(1, 1, 1, 1), outer=(0.0, np.inf), name="conv")
+    y = b.op(
+        "conv2d",
+        x,
+        weights(b, 12, 4, 3, 3),
+        None,
+        m,
+        vector(b, 12),
+        padding=(1, 1, 1, 1),
+        outer=(0.0, np.inf),
+        name="conv",
+    )
     y.producer.computed = support(b, m)
     z = b.op("conv2d", y, weights(b, 5, 12, 3, 3), padding=(1, 1, 1, 1), name="next")
     b.graph.outputs = [z]
@@ -146,14 +165,27 @@ def test_channel_bookkeeping_moves_nothing():
     shuffled.live = b.op("index_select", joined.live, b.constant("order", order), dim=1)
     part = b.op("slice", shuffled, dim=1, start=2, stop=10, step=1)
     part.live = b.op("slice", shuffled.live, dim=1, start=2, stop=10, step=1)
-    h = b.op("conv2d", part, weights(b, 10, 8, 3, 3), padding=(1, 1, 1, 1), stride=(2, 2), inner=(0.0, np.inf), name="down")
+    h = b.op(
+        "conv2d", part, weights(b, 10, 8, 3, 3), padding=(1, 1, 1, 1), stride=(2, 2), inner=(0.0, np.inf), name="down"
+    )
     small = b.op("slice", b.op("slice", part, dim=2, start=0, stop=12, step=2), dim=3, start=0, stop=12, step=2)
     small.live = small.producer.inputs[0].live = part.live
     padded = b.op("pad", small, low=(0, 1, 0, 0), high=(0, 1, 0, 0), value=0.0)
     none = b.op("logical_and", part.live, b.constant("none", np.zeros((1, 8), bool)))
     edge = b.op("slice", none, dim=1, start=0, stop=1, step=1)
     padded.live = b.op("cat", edge, part.live, edge, dim=1)
-    y = b.op("conv2d", h, weights(b, 10, 10, 3, 3), None, None, None, padded, padding=(1, 1, 1, 1), outer=(0.0, np.inf), name="conv")
+    y = b.op(
+        "conv2d",
+        h,
+        weights(b, 10, 10, 3, 3),
+        None,
+        None,
+        None,
+        padded,
+        padding=(1, 1, 1, 1),
+        outer=(0.0, np.inf),
+        name="conv",
+    )
     b.graph.outputs = [y]
     check_plan(b.graph, [random_images(x)])
 
