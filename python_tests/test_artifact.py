@@ -172,7 +172,7 @@ def test_saving_is_atomic(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(artifact.os, "fsync", fail)
-    with pytest.raises(ArtifactError, match="cannot write .*No space left on device"):
+    with pytest.raises(ArtifactError, match=r"cannot write .*No space left on device"):
         artifact.save(path, gated_residual_graph(), {"first": False})
     assert artifact.load(path)[1] == {"first": True}
     assert [p.name for p in path.parent.iterdir()] == ["model.dpr"]
@@ -282,7 +282,7 @@ GRAPH_EDITS = [
     (("values", "x", 1), [-1, 0], "empty dimension"),
     (("values", "x", 1, 1), 10**30, "which is out of range"),
     (("values", "x", 2), "ghost", "names the unknown value 'ghost'"),
-    (("values", "block.gate1", 2), "head", "mask"),
+    (("values", "block.gate1", 2), "head", "reads 'head', which is not defined"),
     (("values", "ghost"), ["f32", [1], None], "'ghost' is declared but not part of the graph"),
     (("values", ""), ["f32", [1], None], "illegal name"),
     (("values", "n" * 2000), ["f32", [1], None], "illegal name"),
@@ -302,7 +302,8 @@ GRAPH_EDITS = [
     (("nodes", 0, "in"), ["x"] * 20_000, "has 20000 operands; at most"),
     (("nodes", 0, "in"), [], "takes 1 operands, got 0"),
     (("nodes", 0, "out"), [], "outputs are"),
-    (("nodes", 0, "out"), ["x"], "outputs are|defined twice"),
+    (("nodes", 0, "out"), ["x"], "input 'x' may not have a producer"),
+    (("nodes", 0, "out"), ["head"], "outputs are"),
     (("nodes", 0, "attrs"), [], "expected dict"),
     (("nodes", 0, "attrs"), {"kind": "median"}, "expected one of"),
     (("nodes", 0, "attrs"), {"kind": [["mean"]]}, "expected one of"),

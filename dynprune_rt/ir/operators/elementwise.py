@@ -104,7 +104,7 @@ def _clamp(x: np.ndarray, attrs: Attrs) -> np.ndarray:
         limits = np.iinfo(np.int64)
         lowest = limits.min if low <= limits.min else math.ceil(min(low, limits.max))
         highest = limits.max if high >= limits.max else math.floor(max(high, limits.min))
-        return np.minimum(np.maximum(x, lowest), highest, dtype=np.int64)
+        return np.asarray(np.minimum(np.maximum(x, lowest), highest), np.int64)
     return np.asarray(np.clip(x, np.float32(low), np.float32(high)))
 
 
