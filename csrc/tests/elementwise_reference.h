@@ -106,7 +106,7 @@ inline double binary_reference(cpu::Binary op, double x, double y) {
       return r != 0 && (r < 0) != (y < 0) ? static_cast<float>(r) + static_cast<float>(y) : r;
     }
     case Binary::kFloorDivide:
-      return y == 0 ? x / y : std::floor(x / y);
+      return y == 0 ? x / y : std::isinf(x) ? NAN : std::floor(x / y);
     case Binary::kEq:
       return x == y;
     case Binary::kNe:
