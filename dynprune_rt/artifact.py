@@ -30,7 +30,7 @@ VERSION = "1"
 ALIGNMENT = 64
 
 #: Bounds that the loader enforces before it allocates.
-MAX_HEADER = 16 * 2**20
+MAX_HEADER = 8 * 2**20
 MAX_DEPTH = 32
 MAX_NODES = 100_000
 MAX_OPERANDS = 10_000
