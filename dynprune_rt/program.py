@@ -61,7 +61,9 @@ class Program:
             for name, type in table.items()
         ]
         lines.append(f"{_count(self.parameters)} parameters, {_count(self.dense_macs)} dense MACs per image")
-        lines += [f"{key}: {_fact(value)}" for key, value in self.report.items()]
+        for key, value in self.report.items():
+            if key != "layers":  # the table below says the same
+                lines += _fact(key.replace("_", " "), value)
         lines += ["", *_layer_table(self.graph)]
         return "\n".join(lines)
 
@@ -112,7 +114,7 @@ def _operand(node: Node, position: int) -> Value:
 
 
 def _layer_table(graph: Graph) -> Iterator[str]:
-    """One row per conv2d and linear: shape, MACs, what it skips by which gate; its note below."""
+    """One row per conv2d and linear: shape, MACs, what it skips by which gate; below it why it does not skip more."""
     rows = [("layer", "shape", "MACs", "skips inputs by", "skips outputs by")]
     notes = [""]
     for node in graph.nodes:
@@ -123,11 +125,11 @@ def _layer_table(graph: Graph) -> Iterator[str]:
                 node.name,
                 _layer_shape(node),
                 _count(dense_macs(node)),
-                ", ".join(gate_names(_operand(node, 0).live)) or "-",
-                ", ".join(gate_names(node.computed or node.output.live)) or "-",
+                _deciders(_operand(node, 0).live),
+                _deciders(node.computed or node.output.live),
             )
         )
-        notes.append(node.note)
+        notes.append(node.note if "-" in rows[-1] else "")
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row, note in zip(rows, notes, strict=True):
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -157,5 +159,25 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _fact(value: Any) -> str:
-    return ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)
+def _deciders(mask: Value | None, most: int = 4) -> str:
+    """The first few gates behind a mask; "-" where there is no mask."""
+    names = gate_names(mask)
+    more = len(names) - most
+    if names:
+        return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return "-" if mask is None else "constant mask"
+
+
+def _fact(key: str, value: Any) -> list[str]:
+    """An entry of the report: on one line, or with a line per record."""
+    if isinstance(value, dict):
+        return [f"{key}: {_record(value)}"]
+    if isinstance(value, list):
+        if any(isinstance(item, dict) for item in value):
+            return [f"{key}:", *(f"    {_record(item) if isinstance(item, dict) else item}" for item in value)]
+        return [f"{key}: {', '.join(str(item) for item in value)}"] if value else []
+    return [f"{key}: {value}"]
+
+
+def _record(value: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {item}" for key, item in value.items())

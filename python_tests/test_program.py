@@ -40,8 +40,8 @@ def test_save_and_load(program, tmp_path):
 
 
 def test_print(program):
-    conv2 = next(n for n in program.graph.nodes if n.name == "block.conv2")
-    conv2.note = "the residual keeps all outputs stored"
+    conv1 = next(n for n in program.graph.nodes if n.name == "block.conv1")
+    conv1.note = "inputs read: no gate acts on the model's input"
     lines = str(program).splitlines()
     assert lines[:5] == [
         "input   x: f32[N, 6, 5, 5]",
@@ -54,7 +54,54 @@ def test_print(program):
     assert table["block.conv1"].split()[1:] == ["6->6", "3x3", "@5x5", "8.1", "k", "-", "block.gate1"]
     assert table["block.conv2"].split()[-2:] == ["block.gate1", "block.gate2"]
     assert table["head"].split()[1:] == ["6->4", "24", "-", "-"]
-    assert "    the residual keeps all outputs stored" in lines
+    assert "    inputs read: no gate acts on the model's input" in lines
+
+
+def test_a_layer_that_skips_on_both_sides_needs_no_note(program):
+    conv2 = next(n for n in program.graph.nodes if n.name == "block.conv2")
+    conv2.note = "skips all it can"
+    assert "skips all it can" not in str(program)
+
+
+def test_reports_of_every_shape(program):
+    program.report = {
+        "max_error": 1e-6,
+        "skips": {"inputs": 1, "outputs": 2},
+        "layers": [{"name": "told by the table"}],
+        "spatial_masks": [],
+        "left_out": [{"output": "aux", "cost": 3}, "rest"],
+    }
+    lines = str(program).splitlines()
+    assert lines[4:9] == [
+        "max error: 1e-06",
+        "skips: inputs 1, outputs 2",
+        "left out:",
+        "    output aux, cost 3",
+        "    rest",
+    ]
+    assert "told by the table" not in str(program)
+
+
+def test_many_gates_are_abbreviated():
+    b = Builder()
+    x = b.graph.add_input("x", TensorType("f32", (BATCH, 6, 3, 3)))
+    vector, zero = b.op("spatial_reduce", x, kind="mean"), b.constant("zero", 0.0)
+    masks = [b.op("ne", b.op("relu", vector, name=f"gate{i}"), zero) for i in range(6)]
+    x = b.op("relu", x)
+    for mask in masks:
+        x.live = mask if x.live is None else b.op("logical_and", x.live, mask)
+    b.graph.outputs = [b.op("conv2d", x, b.constant("w", random(2, 6, 1, 1)))]
+    b.graph.sort()
+    assert "gate5, gate4, gate3, gate2 and 2 more" in str(Program(b.graph))
+
+
+def test_a_mask_that_is_the_same_for_all_images():
+    b = Builder()
+    x = b.graph.add_input("x", TensorType("f32", (BATCH, 3, 3, 3)))
+    y = b.op("relu", x)
+    y.live = b.constant("static", np.array([[True, False, True]]))
+    b.graph.outputs = [b.op("conv2d", y, b.constant("w", random(2, 3, 1, 1)), name="conv")]
+    assert str(Program(b.graph)).splitlines()[-1].split()[-3:] == ["constant", "mask", "-"]
 
 
 def test_shapes_of_layers():

@@ -15,7 +15,7 @@ from dynprune_rt.ir.types import DTYPES, TensorType
 class Value:
     """One tensor of the graph.
 
-    ``live`` is the *stored-channel mask* of a feature map: a batched bool value [N, C] that says,
+    ``live`` is the *stored-channel mask* of a feature map: a bool value [N, C], or a constant [1, C], that says,
     per image, which channels of this map exist in memory. Channels outside it are exactly zero or
     needed by nobody. ``None`` means that all channels are stored. Set by passes.channel_activity.
     """

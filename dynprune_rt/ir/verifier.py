@@ -20,7 +20,7 @@ def verify(graph: Graph) -> None:
     - Types are legal and equal to the inferred ones; attributes are complete and canonical.
     - Graph inputs and outputs are batched; the batch stands in dimension 0 and nowhere else.
     - Constants have arrays of their type; weights and index vectors are constants.
-    - Masks are bool [N, C], fit their value's channels, and exist before the node that obeys them.
+    - Masks are bool [N, C] or constant [1, C], fit their value's channels, and exist before the node that obeys them.
     """
     defined: dict[str, Value] = {}
     ranges: dict[str, tuple[int, int]] = {}

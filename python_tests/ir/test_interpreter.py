@@ -51,6 +51,15 @@ def test_channels_that_are_not_stored_are_poisoned():
     np.testing.assert_array_equal(poisoned, ~live)
 
 
+def test_a_constant_mask_holds_for_every_image():
+    graph, x = gated_residual_graph(), sample()
+    conv1 = next(n for n in graph.nodes if n.name == "block.conv1")
+    static = np.arange(CHANNELS)[None] % 2 == 0
+    conv1.output.live = graph.add_constant("static", static)
+    poisoned = np.isnan(trace(graph, {"x": x}, honour_live=True)["block.conv1"]).all(axis=(2, 3))
+    np.testing.assert_array_equal(poisoned, np.broadcast_to(~static, poisoned.shape))
+
+
 def test_an_illegal_mask_of_stored_channels_shows():
     """conv2's outputs are not dead where its gate is closed: the residual passes."""
     graph, x = gated_residual_graph(), sample()

@@ -22,6 +22,12 @@ def test_a_good_graph_passes():
     verify(gated_residual_graph())
 
 
+def test_a_mask_may_be_a_constant():
+    graph = gated_residual_graph()
+    value(graph, "block.conv1").live = graph.add_constant("static", np.ones((1, CHANNELS), np.bool_))
+    verify(graph)
+
+
 def no_outputs(graph):
     graph.outputs = []
 
