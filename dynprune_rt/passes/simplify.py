@@ -158,10 +158,12 @@ def _permute(b: Builder, node: Node) -> Value | None:
     if inner is not None:
         combined = tuple(inner.attrs["dims"][d] for d in dims)
         source = _x(inner)
-        return source if combined == tuple(range(len(dims))) else b.op("permute", source, dims=combined)
+        if combined == tuple(range(len(dims))):
+            return source
+        return b.op("permute", source, dims=combined)  # type: ignore[no-any-return]
     wide = [d for d in dims if x.type.shape[d] != 1]
     if wide == sorted(wide):  # moves dimensions of size 1 only
-        return b.op("reshape", x, shape=node.output.type.shape)
+        return b.op("reshape", x, shape=node.output.type.shape)  # type: ignore[no-any-return]
     return None
 
 
