@@ -94,7 +94,7 @@ void columns_3x3(const DirectShape& shape, const float* x0, int32_t step, const 
       const Vec v = finish(row_into(middle, in, 2), position);
       if (width >= kLanes) {
         store(y + position, v);
-      } else if (row + 1 < out.height) {
+      } else if (position + kLanes <= int64_t{kBlock} * out.blocks) {
         store_over(y + position, mask, v);
       } else {
         store_lanes(y + position, mask, v);

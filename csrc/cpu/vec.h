@@ -41,12 +41,17 @@ DYNPRUNE_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 DYNPRUNE_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 DYNPRUNE_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 DYNPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+DYNPRUNE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 // The second operand survives where either is NaN (x86 semantics): clamps keep a NaN in `b`.
 DYNPRUNE_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 DYNPRUNE_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 DYNPRUNE_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a); }
 // Lanes whose bit is clear become zero. Bits beyond kLanes are ignored.
 DYNPRUNE_INLINE Vec keep(uint32_t bits, Vec v) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v); }
+using LaneMask = __mmask16;
+DYNPRUNE_INLINE LaneMask lane_mask(uint32_t bits) { return static_cast<LaneMask>(bits); }
+// Reads only the lanes of the mask; the others are zero.
+DYNPRUNE_INLINE Vec load_lanes(const float* p, LaneMask mask) { return _mm512_maskz_loadu_ps(mask, p); }
 // Writes only the lanes whose bit is set. `store_over` may rewrite the others with what is there: cheaper on AVX2,
 // but all of them must belong to this thread.
 DYNPRUNE_INLINE void store_lanes(float* p, uint32_t bits, Vec v) {
@@ -72,14 +77,17 @@ DYNPRUNE_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 DYNPRUNE_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 DYNPRUNE_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 DYNPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+DYNPRUNE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
 DYNPRUNE_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 DYNPRUNE_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 DYNPRUNE_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-DYNPRUNE_INLINE __m256i lane_mask(uint32_t bits) {
+using LaneMask = __m256i;
+DYNPRUNE_INLINE LaneMask lane_mask(uint32_t bits) {
   const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit), lane_bit);
 }
 DYNPRUNE_INLINE Vec keep(uint32_t bits, Vec v) { return _mm256_and_ps(_mm256_castsi256_ps(lane_mask(bits)), v); }
+DYNPRUNE_INLINE Vec load_lanes(const float* p, LaneMask mask) { return _mm256_maskload_ps(p, mask); }
 DYNPRUNE_INLINE void store_lanes(float* p, uint32_t bits, Vec v) { _mm256_maskstore_ps(p, lane_mask(bits), v); }
 DYNPRUNE_INLINE void store_over(float* p, uint32_t bits, Vec v) {
   store(p, _mm256_blendv_ps(load(p), v, _mm256_castsi256_ps(lane_mask(bits))));
@@ -104,6 +112,7 @@ DYNPRUNE_INLINE Vec sub(Vec a, Vec b) { return a - b; }
 DYNPRUNE_INLINE Vec mul(Vec a, Vec b) { return a * b; }
 DYNPRUNE_INLINE Vec div(Vec a, Vec b) { return a / b; }
 DYNPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+DYNPRUNE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return c - a * b; }
 DYNPRUNE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 DYNPRUNE_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 DYNPRUNE_INLINE Vec abs(Vec a) { return (Vec)((VecInt)a & (VecInt{0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff})); }

@@ -342,9 +342,12 @@ int main(int argc, char** argv) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const Isa isas[] = {
-      {"avx512", avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512}, peak_avx512},
-      {"avx2", avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2}, peak_avx2},
-      {"generic", true, {fill_conv_direct_generic, fill_conv_depthwise_generic}, peak_generic},
+      {"avx512", avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512}, peak_avx512},
+      {"avx2", avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}, peak_avx2},
+      {"generic",
+       true,
+       {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic},
+       peak_generic},
   };
   for (const Isa& isa : isas) {
     if (isa.supported && (!only_isa || !std::strcmp(only_isa, isa.name))) {

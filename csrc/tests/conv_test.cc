@@ -392,6 +392,111 @@ void test_depthwise_grid(const KernelTable& table) {
   test_depthwise(table, {3, 3, 20, 40, 3, 3, 2, 1, 0, 0, 1, 1}, 3, 0, kUsual);  // asymmetric
 }
 
+// Of the sum of magnitudes. The transforms of F(4x4) multiply by up to 8 and cancel; see Lavin and Gray, section 5.
+double winograd_tolerance(int32_t m) { return m == 4 ? 2e-5 : 2e-6; }
+
+// Runs the input transform and the products in uneven slices, in the order in which threads might.
+void run_winograd(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
+                  const std::vector<float>& weights, const Run& run, const Epilogue& epilogue, bool in_slices) {
+  const WinogradSizes sizes = table.winograd_sizes(shape, form);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> packed(sizes.weights), v(sizes.input_scratch, nan), scratch(sizes.thread_scratch, nan);
+  table.winograd_pack(shape, form, weights.data(), packed.data());
+  const ConvCall call = run.call(epilogue);
+  const int32_t in_cut = in_slices ? call.n_in / 3 : 0, out_cut = in_slices ? call.n_out / 3 : 0;
+  if (call.n_in > in_cut) table.winograd_input(shape, call, in_cut, call.n_in, v.data());
+  if (in_cut > 0) table.winograd_input(shape, call, 0, in_cut, v.data());
+  table.winograd_output(shape, form, packed.data(), v.data(), call, out_cut, call.n_out, scratch.data());
+  if (out_cut > 0) table.winograd_output(shape, form, packed.data(), v.data(), call, 0, out_cut, scratch.data());
+}
+
+void test_winograd(const KernelTable& table, int32_t m, const Conv& conv, int32_t n_in, int32_t n_out, int terms) {
+  Random random(static_cast<uint64_t>(conv.height * 131 + conv.width * 17 + n_in * 5 + n_out));
+  PlanarInput in(conv, random);
+  const std::vector<float> weights =
+      random.vector(static_cast<size_t>(conv.out_channels) * conv.in_channels * conv.taps());
+  EpilogueData data(conv, in.out, random);
+  const std::vector<int32_t> live_in = random.subset(conv.in_channels, n_in);
+  const std::vector<int32_t> live_out = random.subset(conv.out_channels, n_out);
+  const Epilogue epilogue = data.select(terms, live_out);
+  const WinogradShape shape{conv.in_channels, conv.out_channels, m, in.out.shape()};
+  const std::string name = std::string(table.isa) + " F" + std::to_string(m) + " " + conv.name() + " live " +
+                           std::to_string(n_in) + ">" + std::to_string(n_out) + " terms " + std::to_string(terms);
+  // Not even the pads may be read, let alone dead planes.
+  for (int32_t c = 0; c < conv.in_channels; ++c) {
+    in.poison(c);
+    for (int32_t y = 0; y < conv.height; ++y) {
+      for (int32_t x = 0; x < conv.width; ++x) {
+        if (std::binary_search(live_in.begin(), live_in.end(), c)) {
+          in.plane(c)[y * in.pitch + x] = in.value(conv, c, y, x);
+        }
+      }
+    }
+  }
+  Run run(conv, in, live_in, live_out);
+  run_winograd(table, shape, WinogradWeights::kTransformed, weights, run, epilogue, false);
+  check_run(name, conv, in, weights, run, epilogue, data.residual, winograd_tolerance(m));
+
+  const auto check_bits = [&](const Run& other, const char* what) {
+    bool same_bits = true;
+    for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, other.output, k);
+    check(same_bits, name + ": " + what);
+  };
+  for (const WinogradWeights form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
+    Run sliced(conv, in, live_in, live_out);
+    run_winograd(table, shape, form, weights, sliced, epilogue, true);
+    check_bits(sliced, "slices and weight forms give the same bits");
+  }
+  for (int32_t c = 0; c < conv.in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.clear(c);
+  }
+  const std::vector<int32_t> every_out = all_of(conv.out_channels);
+  for (const WinogradWeights form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
+    Run dense(conv, in, all_of(conv.in_channels), every_out);
+    run_winograd(table, shape, form, weights, dense, data.select(terms, every_out), false);
+    check_bits(dense, "skipping gives the bits of the dense run");
+  }
+  if (terms & kResidual) {
+    Run in_place(conv, in, live_in, live_out);
+    for (int32_t k : live_out) {
+      std::copy(data.residual.plane(k), data.residual.plane(k) + in.out.shape().blocks * kBlock,
+                in_place.output.plane(k));
+    }
+    Epilogue aliased = data.select(terms, live_out);
+    aliased.residual = in_place.outputs.data();
+    run_winograd(table, shape, WinogradWeights::kOnTheFly, weights, in_place, aliased, false);
+    check_bits(in_place, "residual in place");
+  }
+}
+
+void test_winograd_grid(const KernelTable& table) {
+  if (!table.has_winograd) return;
+  constexpr int kUsual = kBias | kOuter;
+  const int32_t sizes[][2] = {{1, 1},   {2, 3},   {4, 4},   {5, 6},   {7, 7},   {8, 8},   {9, 9},   {14, 14},
+                              {15, 13}, {16, 16}, {17, 20}, {28, 28}, {32, 32}, {33, 31}, {35, 64}, {56, 56}};
+  for (int32_t m : {2, 4}) {
+    for (const auto& size : sizes) {
+      for (int terms : {kUsual, kAllTerms - 1}) {
+        test_winograd(table, m, same(3, 5, size[0], size[1], 3, 3), 2, 4, terms);
+      }
+    }
+    test_winograd(table, m, same(2, 2, 112, 112, 3, 3), 2, 2, kUsual);
+    test_winograd(table, m, same(2, 2, 6, 150, 3, 3), 2, 2, kUsual);
+    for (int32_t n_in : {0, 1, 15, 16, 17, 35}) {
+      for (int32_t n_out : {0, 1, 15, 16, 17, 31, 32, 33, 50}) {
+        test_winograd(table, m, same(35, 50, 7, 7, 3, 3), n_in, n_out, kUsual);
+      }
+    }
+    // Every register tile of the products.
+    for (int32_t n_out = 1; n_out <= 33; ++n_out) {
+      for (int32_t height : {4, 8, 12, 16, 24, 32}) {
+        test_winograd(table, m, same(5, 33, height, 12, 3, 3), 4, n_out, kUsual);
+      }
+    }
+    for (int terms = 0; terms < kAllTerms; ++terms) test_winograd(table, m, same(3, 5, 15, 13, 3, 3), 2, 4, terms);
+  }
+}
+
 // NaN in a live input must reach the outputs whose windows hold it, and only those.
 void test_nan(const KernelTable& table) {
   const Conv conv = same(4, 4, 14, 14, 3, 3);
@@ -429,9 +534,9 @@ int main() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const Isa isas[] = {
-      {"generic", true, {fill_conv_direct_generic, fill_conv_depthwise_generic}},
-      {"avx2", avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2}},
-      {"avx512", avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512}},
+      {"generic", true, {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic}},
+      {"avx2", avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}},
+      {"avx512", avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512}},
   };
   for (const Isa& isa : isas) {
     if (!isa.supported) {
@@ -446,6 +551,7 @@ int main() {
     test_direct_grid(table);
     test_depthwise_grid(table);
     test_nan(table);
+    test_winograd_grid(table);
   }
   std::printf("%d passed, %d failed\n", g_passed, g_failed);
   return g_failed != 0;

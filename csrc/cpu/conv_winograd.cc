@@ -1,0 +1,175 @@
+// Winograd convolution F(4x4, 3x3) and F(2x2, 3x3) on planar maps, stride 1, padding 1.
+//
+// Only live inputs are transformed, V holds them without gaps, and only live outputs are multiplied and transformed
+// back. Outputs are taken in groups of at most 32, so that their products stay in the second-level cache:
+//
+//     [weights of the group, on the fly]  ->  (m+2)^2 matrix products  ->  output transform and epilogue
+#include "kernels.h"
+
+#if defined(__AVX2__)
+
+#include "winograd_input.h"
+#include "winograd_multiply.h"
+#include "winograd_output.h"
+#include "winograd_weights.h"
+
+namespace dynprune::cpu {
+namespace {
+
+constexpr int kGroup = 32;  // outputs
+
+int32_t tile_elements(const WinogradShape& shape) { return (shape.m + 2) * (shape.m + 2); }
+
+// Floats of the transformed weights of one group and one tile element, for n inputs. Whole vectors are written at
+// the end of a row, hence the slack.
+int64_t group_matrix(int64_t n_in, int64_t step) { return n_in * step + kChannelBlock; }
+
+WinogradSizes winograd_sizes(const WinogradShape& shape, WinogradWeights form) {
+  const TileGrid grid = tile_grid(shape.out, shape.m);
+  const size_t elements = static_cast<size_t>(tile_elements(shape));
+  const size_t channels = static_cast<size_t>(channel_blocks(shape.out_channels)) * kChannelBlock * shape.in_channels;
+  const bool on_the_fly = form == WinogradWeights::kOnTheFly;
+  const size_t products = static_cast<size_t>(matrix_stride(grid, kGroup)) * elements;
+  const size_t weights = static_cast<size_t>(group_matrix(shape.in_channels, kGroup)) * elements;
+  return {channels * (on_the_fly ? 9 : elements),
+          static_cast<size_t>(matrix_stride(grid, shape.in_channels)) * elements,
+          products + (on_the_fly ? weights : 0)};
+}
+
+void winograd_pack(const WinogradShape& shape, WinogradWeights form, const float* weights, float* packed) {
+  if (form == WinogradWeights::kOnTheFly) {
+    pack_raw(shape.out_channels, shape.in_channels, weights, packed);
+  } else {
+    pack_transformed(shape.m, shape.out_channels, shape.in_channels, weights, packed);
+  }
+}
+
+void winograd_input(const WinogradShape& shape, const ConvCall& call, int32_t first, int32_t last, float* v) {
+  const TileGrid grid = tile_grid(shape.out, shape.m);
+  const int64_t stride = matrix_stride(grid, call.n_in);
+  for (int32_t i = first; i < last; ++i) {
+    input_plane(grid, shape.out, shape.m, call.input[i], v + i * grid.stride, stride);
+  }
+}
+
+// Live outputs [first, last) of the call, all in one group.
+struct Group {
+  int32_t first, last;
+  int32_t count() const { return last - first; }
+};
+
+// The next group from `first` on: whole blocks of 16 channels as long as their live outputs fit.
+Group next_group(const ConvCall& call, int32_t first, int32_t last, int32_t most) {
+  int32_t end = first;
+  while (end < last) {
+    const int32_t block = call.out_channel[end] / kChannelBlock;
+    int32_t block_end = end;
+    while (block_end < last && call.out_channel[block_end] / kChannelBlock == block) ++block_end;
+    if (end > first && block_end - first > most) break;
+    end = block_end;
+  }
+  return {first, end};
+}
+
+// Transforms the weights of a group: u[t][input][output of the group], rows of `step`.
+void transform_group(const WinogradShape& shape, const ConvCall& call, const Group& group, const float* raw, float* u,
+                     int64_t step, int64_t stride) {
+  LiveLanes live[kGroup];
+  int32_t n = 0;
+  for (int32_t i = group.first; i < group.last; ++n) {
+    // The live outputs of one vector of channels.
+    const int32_t vector = call.out_channel[i] / kLanes;
+    int32_t lanes[kLanes] = {};
+    int32_t count = 0;
+    for (; i < group.last && call.out_channel[i] / kLanes == vector; ++i) {
+      lanes[count++] = call.out_channel[i] % kLanes;
+    }
+    const int64_t block = vector / kVecsPerBlock;
+    live[n] = {LaneChoice(lanes), raw + block * shape.in_channels * kRawBlock + vector % kVecsPerBlock * kLanes, count};
+  }
+  (shape.m == 4 ? weight_tiles<4> : weight_tiles<2>)(live, n, call.in_channel, call.n_in, u, step, stride);
+}
+
+bool adjoin(const ConvCall& call, const Group& group) {
+  return call.out_channel[group.last - 1] - call.out_channel[group.first] == group.count() - 1 &&
+         call.out_channel[group.last - 1] / kChannelBlock == call.out_channel[group.first] / kChannelBlock;
+}
+
+void winograd_output(const WinogradShape& shape, WinogradWeights form, const float* packed, const float* v,
+                     const ConvCall& call, int32_t first, int32_t last, float* thread_scratch) {
+  const TileGrid grid = tile_grid(shape.out, shape.m);
+  const int32_t elements = tile_elements(shape);
+  const int64_t v_matrix = matrix_stride(grid, call.n_in), out_matrix = matrix_stride(grid, kGroup);
+  float* products = thread_scratch;
+  float* u = thread_scratch + out_matrix * elements;
+  const bool on_the_fly = form == WinogradWeights::kOnTheFly;
+  // Stored weights of one whole block adjoin; a larger group gains nothing.
+  const int32_t most = on_the_fly ? kGroup : kChannelBlock;
+  LinePrefetcher prefetcher;
+  for (Group group{first, first}, next = next_group(call, first, last, most); group.last < last;) {
+    group = next;
+    next = next_group(call, group.last, last, most);
+    const int n_out = group.count();
+    const DirectSplit split = split_positions(kMultiplyTiles, n_out, grid.vectors, false);
+    Multiply job{call.n_in, call.in_channel, kChannelBlock, grid.stride, grid.stride, &prefetcher};
+    const float* weight[kGroup];
+    if (on_the_fly) {
+      const bool one_block = n_out <= kChannelBlock;
+      job.step = one_block ? kChannelBlock : kGroup;
+      const int64_t u_matrix = group_matrix(call.n_in, job.step);
+      transform_group(shape, call, group, packed, u, job.step, u_matrix);
+      if (next.count() > 0) {
+        const int64_t block = call.out_channel[next.first] / kChannelBlock;
+        prefetcher =
+            LinePrefetcher(packed + block * shape.in_channels * kRawBlock, kRawBlock, 9, call.in_channel, call.n_in);
+      }
+      for (int32_t t = 0; t < elements; ++t) {
+        for (int k = 0; k < n_out; ++k) weight[k] = u + t * u_matrix + k;
+        multiply_matrix<WeightLayout::kCompact>(job, split, n_out, weight, v + t * v_matrix, products + t * out_matrix);
+      }
+    } else {
+      const int64_t u_matrix = static_cast<int64_t>(shape.in_channels) * kChannelBlock;
+      const bool adjoining = adjoin(call, group);
+      for (int32_t t = 0; t < elements; ++t) {
+        for (int k = 0; k < n_out; ++k) {
+          const int32_t channel = call.out_channel[group.first + k];
+          weight[k] = packed + (channel / kChannelBlock * elements + t) * u_matrix + channel % kChannelBlock;
+        }
+        (adjoining ? multiply_matrix<WeightLayout::kBlock>
+                   : multiply_matrix<WeightLayout::kRows>)(job, split, n_out, weight, v + t * v_matrix,
+                                                           products + t * out_matrix);
+      }
+    }
+    for (int k = 0; k < n_out; ++k) {
+      const int32_t at = group.first + k;
+      const OutputPlane plane{call.output[at], &shape.out, &call.epilogue,
+                              channel_epilogue(call.epilogue, call.out_channel[at], at)};
+      output_plane(grid, shape.m, plane, products + k * grid.stride, out_matrix);
+    }
+  }
+}
+
+}  // namespace
+
+void DYNPRUNE_ISA_NAME(fill_conv_winograd)(KernelTable& table) {
+  table.has_winograd = true;
+  table.winograd_sizes = winograd_sizes;
+  table.winograd_pack = winograd_pack;
+  table.winograd_input = winograd_input;
+  table.winograd_output = winograd_output;
+}
+
+}  // namespace dynprune::cpu
+
+#else
+
+#include "vec.h"
+
+namespace dynprune::cpu {
+
+// Without vector shuffles the transforms cost more than Winograd saves.
+void DYNPRUNE_ISA_NAME(fill_conv_winograd)(KernelTable& table) { table.has_winograd = false; }
+
+}  // namespace dynprune::cpu
+
+#endif

@@ -1,0 +1,148 @@
+// The matrix products of Winograd convolution: for every element t of a tile, M_t = U_t V_t, with tiles as lanes and
+// a broadcast weight per multiply-add. One accumulator per output, inputs ascending: neither the register tile nor
+// the set of zero inputs listed changes a bit.
+#pragma once
+
+#include "winograd_tiles.h"
+
+namespace dynprune::cpu {
+namespace {
+
+// Where the weights of output k and input i are:
+enum class WeightLayout {
+  kCompact,  // u[k][i * step]: rows of live weights, as transformed on the fly; outputs adjoin
+  kBlock,    // u[column[i] * step]: stored weights, outputs adjoin
+  kRows,     // the same, outputs anywhere
+};
+
+// Lines of memory to fetch while multiplying, a few per call, so that weights that come from memory are there in time.
+class LinePrefetcher {
+ public:
+  LinePrefetcher() = default;
+  // Lines of rows[column[i]], i < n, each row `lines` cache lines long.
+  LinePrefetcher(const float* rows, int64_t row_floats, int lines, const int32_t* column, int32_t n)
+      : rows_(rows), row_floats_(row_floats), column_(column), end_(column + n), lines_(lines) {}
+  DYNPRUNE_INLINE void next() {
+    if (column_ == end_) return;
+    __builtin_prefetch(rows_ + *column_ * row_floats_ + line_ * 16, 0, 3);
+    if (++line_ == lines_) {
+      line_ = 0;
+      ++column_;
+    }
+  }
+
+ private:
+  const float* rows_ = nullptr;
+  int64_t row_floats_ = 0;
+  const int32_t* column_ = nullptr;
+  const int32_t* end_ = nullptr;
+  int lines_ = 1, line_ = 0;
+};
+
+struct Multiply {
+  int32_t n_in;
+  const int32_t* column;
+  int64_t step;        // floats between inputs in the weights
+  int64_t v_stride;    // between inputs in V
+  int64_t out_stride;  // between outputs in M
+  LinePrefetcher* prefetcher;
+};
+
+template <int Channels, int Vectors, WeightLayout Layout>
+void multiply_tile(const Multiply& job, const float* const* weight, const float* v, float* out) {
+  constexpr bool kAdjoining = Layout != WeightLayout::kRows;
+  Vec acc[Channels][Vectors];
+  DYNPRUNE_UNROLL for (int k = 0; k < Channels; ++k) {
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = zero();
+  }
+  const float* row[kAdjoining ? 1 : Channels];
+  row[0] = weight[0];
+  if constexpr (!kAdjoining) {
+    DYNPRUNE_UNROLL for (int k = 1; k < Channels; ++k) row[k] = weight[k];
+  }
+  const int64_t v_stride = job.v_stride, step = job.step;
+  const int32_t* column = job.column;
+  const auto accumulate = [&]() __attribute__((always_inline)) {
+    Vec in[Vectors];
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      in[j] = load(v + j * kLanes);
+      pin(in[j]);
+    }
+    v += v_stride;
+    const int64_t offset = Layout == WeightLayout::kCompact ? 0 : *column++ * step;
+    DYNPRUNE_UNROLL for (int k = 0; k < Channels; ++k) {
+      const Vec w = broadcast(kAdjoining ? row[0][offset + k] : row[k][offset]);
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = fma(w, in[j], acc[k][j]);
+    }
+    if constexpr (Layout == WeightLayout::kCompact) row[0] += step;
+  };
+  int32_t i = 0;
+  if constexpr (Layout == WeightLayout::kCompact) {
+    LinePrefetcher prefetcher = *job.prefetcher;
+    for (; i + 4 <= job.n_in; i += 4) {
+      accumulate();
+      accumulate();
+      accumulate();
+      accumulate();
+      prefetcher.next();
+    }
+    *job.prefetcher = prefetcher;
+  }
+  for (; i < job.n_in; ++i) accumulate();
+  DYNPRUNE_UNROLL for (int k = 0; k < Channels; ++k) {
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) store(out + k * job.out_stride + j * kLanes, acc[k][j]);
+  }
+}
+
+using MultiplyFn = void (*)(const Multiply&, const float* const*, const float*, float*);
+
+#define MULTIPLY_1(K) &multiply_tile<K, 1, Layout>
+#define MULTIPLY_2(K) MULTIPLY_1(K), &multiply_tile<K, 2, Layout>
+#define MULTIPLY_3(K) MULTIPLY_2(K), &multiply_tile<K, 3, Layout>
+#define MULTIPLY_4(K) MULTIPLY_3(K), &multiply_tile<K, 4, Layout>
+
+constexpr int kMultiplyVectors = 4;
+template <WeightLayout Layout>
+struct MultiplyTiles {
+#if defined(__AVX512F__)
+  static constexpr MultiplyFn kTile[kChannelBlock][kMultiplyVectors] = {
+      {MULTIPLY_4(1)},  {MULTIPLY_4(2)},  {MULTIPLY_4(3)},  {MULTIPLY_4(4)},  {MULTIPLY_4(5)},  {MULTIPLY_4(6)},
+      {MULTIPLY_3(7)},  {MULTIPLY_3(8)},  {MULTIPLY_2(9)},  {MULTIPLY_2(10)}, {MULTIPLY_2(11)}, {MULTIPLY_2(12)},
+      {MULTIPLY_1(13)}, {MULTIPLY_1(14)}, {MULTIPLY_1(15)}, {MULTIPLY_1(16)}};
+#else
+  static constexpr MultiplyFn kTile[kChannelBlock][kMultiplyVectors] = {
+      {MULTIPLY_4(1)}, {MULTIPLY_4(2)}, {MULTIPLY_3(3)}, {MULTIPLY_3(4)},  {MULTIPLY_2(5)},  {MULTIPLY_2(6)},
+      {MULTIPLY_1(7)}, {MULTIPLY_1(8)}, {MULTIPLY_1(9)}, {MULTIPLY_1(10)}, {MULTIPLY_1(11)}, {MULTIPLY_1(12)}};
+#endif
+};
+
+// The limits of the table above, with what conv_tiling.h needs to choose among them. Vectors of V are aligned.
+constexpr DirectTiles multiply_tiles() {
+  DirectTiles tiles = direct_tiles(kLanes);
+  for (int& most : tiles.max_vectors) most = most < kMultiplyVectors ? most : kMultiplyVectors;
+  tiles.load_cycles = tiles.broadcast_cycles;
+  return tiles;
+}
+constexpr DirectTiles kMultiplyTiles = multiply_tiles();
+
+// A product of `n_out` outputs, whose weights start at weight[k], by all vectors of tiles.
+template <WeightLayout Layout>
+void multiply_matrix(const Multiply& job, const DirectSplit& split, int n_out, const float* const* weight,
+                     const float* v, float* out) {
+  for (int p = 0; p < split.parts; ++p) {
+    const int first = balanced_begin(split.full_vectors, split.parts, p);
+    const int vectors = balanced_begin(split.full_vectors, split.parts, p + 1) - first;
+    // Rows need a pointer register each: no more than 8.
+    const int limit = max_channels(kMultiplyTiles, vectors);
+    const int most = Layout == WeightLayout::kRows && limit > 8 ? 8 : limit;
+    const int groups = ceil_div(n_out, most);
+    for (int g = 0; g < groups; ++g) {
+      const int k0 = balanced_begin(n_out, groups, g), k1 = balanced_begin(n_out, groups, g + 1);
+      MultiplyTiles<Layout>::kTile[k1 - k0 - 1][vectors - 1](job, weight + k0, v + first * kLanes,
+                                                             out + k0 * job.out_stride + first * kLanes);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu

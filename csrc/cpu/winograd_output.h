@@ -1,0 +1,118 @@
+// Output side of Winograd convolution: Y = A^T M A for every tile, the epilogue, and stores of whole pixel rows.
+#pragma once
+
+#include "conv_epilogue.h"
+#include "winograd_lanes.h"
+#include "winograd_tiles.h"
+
+namespace dynprune::cpu {
+namespace {
+
+// out = A^T m for one column of M+2 elements; out `out_step` apart.
+template <int M>
+DYNPRUNE_INLINE void transform_output(const Vec* m, Vec* out, int out_step) {
+  const Vec sum12 = add(m[1], m[2]), difference12 = sub(m[1], m[2]);
+  if constexpr (M == 2) {
+    out[0] = add(m[0], sum12);
+    out[out_step] = sub(difference12, m[3]);
+  } else {
+    const Vec sum34 = add(m[3], m[4]), difference34 = sub(m[3], m[4]);
+    out[0] = add(m[0], add(sum12, sum34));
+    out[out_step] = fma(broadcast(2.0f), difference34, difference12);
+    out[2 * out_step] = fma(broadcast(4.0f), sum34, sum12);
+    out[3 * out_step] = add(m[5], fma(broadcast(8.0f), difference34, difference12));
+  }
+}
+
+struct OutputPlane {
+  float* y;
+  const PlaneShape* map;
+  const Epilogue* epilogue;
+  ChannelEpilogue channel;
+};
+
+// Finishes `v` and stores it at `position`; `bits` are the lanes that are pixels.
+template <bool Plain>
+DYNPRUNE_INLINE void finish_row(const OutputPlane& plane, int64_t position, uint32_t bits, Vec v) {
+  constexpr uint32_t kAll = (1u << kLanes) - 1;
+  bits &= kAll;
+  if constexpr (Plain) {
+    v = PlainFinish(merged_clamp(*plane.epilogue))(v, broadcast(plane.channel.bias));
+  } else {
+    const float* residual = plane.channel.residual;
+    const Vec r = residual ? load_lanes(residual + position, lane_mask(bits)) : zero();
+    v = FullFinish(*plane.epilogue)(v, plane.channel, r);
+  }
+  float* to = plane.y + position;
+  if (bits == kAll) {
+    store(to, v);
+  } else if (position + kLanes <= int64_t{kBlock} * plane.map->blocks) {
+    store_over(to, bits, v);
+  } else {
+    store_lanes(to, bits, v);
+  }
+}
+
+// One vector of tiles, from tile (tile_row, tile_column) on, of m[t * stride].
+template <int M, int Segment, bool Plain>
+void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_column, const float* m, int64_t stride) {
+  constexpr int kSize = M + 2;
+  constexpr int kFloats = M * Segment;
+  Vec half[M * kSize];
+  DYNPRUNE_UNROLL for (int j = 0; j < kSize; ++j) {
+    Vec in[kSize];
+    DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) in[i] = load(m + (i * kSize + j) * stride);
+    transform_output<M>(in, half + j, kSize);
+  }
+  const PlaneShape& map = *plane.map;
+  const int32_t column = tile_column * M;
+  const uint64_t bits = column_bits(column, map.width);
+  DYNPRUNE_UNROLL for (int i = 0; i < M; ++i) {
+    Vec tile[M], row[M];
+    transform_output<M>(half + i * kSize, tile, 1);
+    join_tiles<M>(tile, row);
+    DYNPRUNE_UNROLL for (int j = 0; j < M; ++j) {
+      if constexpr (kFloats >= kLanes) {
+        constexpr int kVectors = kFloats / kLanes;  // per tile row
+        const int32_t y = (tile_row + j / kVectors) * M + i, x = j % kVectors * kLanes;
+        const uint32_t pixels = static_cast<uint32_t>(bits >> x);
+        if (y < map.height && (j % kVectors == 0 || pixels)) {
+          finish_row<Plain>(plane, static_cast<int64_t>(y) * map.pitch + column + x, pixels, row[j]);
+        }
+      } else {
+        DYNPRUNE_UNROLL for (int h = 0; h < kLanes / kFloats; ++h) {
+          const int32_t y = (tile_row + j * (kLanes / kFloats) + h) * M + i;
+          if (y < map.height) {
+            const uint32_t pixels = static_cast<uint32_t>(bits) & ((1u << kFloats) - 1);
+            finish_row<Plain>(plane, static_cast<int64_t>(y) * map.pitch + column, pixels,
+                              h ? upper_half(row[j]) : row[j]);
+          }
+        }
+      }
+    }
+  }
+}
+
+using OutputTilesFn = void (*)(const OutputPlane&, int32_t, int32_t, const float*, int64_t);
+
+#define OUTPUT_KINDS(M, SEGMENT) {&output_tiles<M, SEGMENT, false>, &output_tiles<M, SEGMENT, true>}
+#if defined(__AVX512F__)
+#define OUTPUT_SEGMENTS(M) {OUTPUT_KINDS(M, 16), OUTPUT_KINDS(M, 8), OUTPUT_KINDS(M, 4)}
+#else
+#define OUTPUT_SEGMENTS(M) {OUTPUT_KINDS(M, 8), OUTPUT_KINDS(M, 4)}
+#endif
+constexpr OutputTilesFn kOutputTiles[2][kSegmentKinds][2] = {OUTPUT_SEGMENTS(2), OUTPUT_SEGMENTS(4)};
+
+// All tiles of one plane from m[t * stride + lane].
+inline void output_plane(const TileGrid& grid, int32_t m, const OutputPlane& plane, const float* tiles,
+                         int64_t stride) {
+  const OutputTilesFn transform = kOutputTiles[m == 4][grid.kind()][is_plain(*plane.epilogue)];
+  for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
+    for (int32_t s = 0; s < grid.segments; ++s) {
+      transform(plane, row, s * grid.segment, tiles + grid.lane(row, s), stride);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu

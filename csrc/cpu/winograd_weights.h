@@ -1,0 +1,121 @@
+// Weight side of Winograd convolution: U = G g G^T for 16 output channels at a time.
+//
+// Raw weights are stored as [K/16][C][9][16], transformed ones as [K/16][(m+2)^2][C][16]; channels beyond K are zero.
+// Both come from the same instructions, so storing U or computing it on the fly gives the same bits.
+#pragma once
+
+#include "winograd_lanes.h"
+#include "winograd_tiles.h"
+
+namespace dynprune::cpu {
+namespace {
+
+constexpr int64_t kRawBlock = 9 * kChannelBlock;  // floats of one input of a block
+
+// out = G w for one column of 3 elements, `step` apart in w; out `out_step` apart.
+template <int M>
+DYNPRUNE_INLINE void transform_weights(const Vec* w, int step, Vec* out, int out_step) {
+  const Vec w0 = w[0], w1 = w[step], w2 = w[2 * step];
+  if constexpr (M == 2) {
+    const Vec half = broadcast(0.5f), sum = mul(half, add(w0, w2));
+    out[0] = w0;
+    out[out_step] = fma(half, w1, sum);
+    out[2 * out_step] = fnma(half, w1, sum);
+    out[3 * out_step] = w2;
+  } else {
+    const Vec sixth = broadcast(-1.0f / 6), outer = mul(sixth, add(w0, w2));
+    out[0] = mul(broadcast(0.25f), w0);
+    out[out_step] = fma(sixth, w1, outer);
+    out[2 * out_step] = fnma(sixth, w1, outer);
+    const Vec far = fma(broadcast(1.0f / 24), w0, mul(broadcast(1.0f / 6), w2));
+    const Vec twelfth = broadcast(1.0f / 12);
+    out[3 * out_step] = fma(twelfth, w1, far);
+    out[4 * out_step] = fnma(twelfth, w1, far);
+    out[5 * out_step] = w2;
+  }
+}
+
+// The live channels of one vector of output channels.
+struct LiveLanes {
+  LaneChoice choice;
+  const float* raw;  // weights of input 0, rows of 16
+  int32_t count;
+  LiveLanes() = default;
+  LiveLanes(const LaneChoice& lanes, const float* weights, int32_t n) : choice(lanes), raw(weights), count(n) {}
+};
+
+// Transforms the chosen output channels of one input to u[t * stride], without gaps. Writes whole vectors.
+template <int M>
+DYNPRUNE_INLINE void weight_tile(const LaneChoice& choice, const float* raw, float* u, int64_t stride) {
+  constexpr int kSize = M + 2;
+  Vec w[9], columns[kSize * 3];
+  DYNPRUNE_UNROLL for (int t = 0; t < 9; ++t) w[t] = choose_lanes(load(raw + t * kChannelBlock), choice);
+  DYNPRUNE_UNROLL for (int s = 0; s < 3; ++s) transform_weights<M>(w + s, 3, columns + s, 3);
+  DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) {
+    Vec out[kSize];
+    transform_weights<M>(columns + 3 * i, 1, out, 1);
+    DYNPRUNE_UNROLL for (int j = 0; j < kSize; ++j) store(u + (i * kSize + j) * stride, out[j]);
+  }
+}
+
+// Inputs column[0..n) of every vector to u[t][i][...], rows of `step` floats. What a vector writes beyond its live
+// channels is overwritten by the next vector or the next row; after the last row there must be room for it.
+template <int M>
+void weight_tiles(const LiveLanes* live, int32_t vectors, const int32_t* column, int32_t n, float* u, int64_t step,
+                  int64_t stride) {
+  for (int32_t i = 0; i < n; ++i) {
+    float* to = u + i * step;
+    for (int32_t v = 0; v < vectors; to += live[v++].count) {
+      weight_tile<M>(live[v].choice, live[v].raw + column[i] * kRawBlock, to, stride);
+    }
+  }
+}
+
+inline int32_t channel_blocks(int32_t channels) { return ceil_div(channels, kChannelBlock); }
+
+// [K][C][9] to [K/16][C][9][16].
+inline void pack_raw(int32_t out_channels, int32_t in_channels, const float* weights, float* packed) {
+  for (int32_t block = 0; block < channel_blocks(out_channels); ++block) {
+    for (int32_t c = 0; c < in_channels; ++c) {
+      for (int32_t t = 0; t < 9; ++t) {
+        for (int32_t i = 0; i < kChannelBlock; ++i) {
+          const int64_t k = static_cast<int64_t>(block) * kChannelBlock + i;
+          *packed++ = k < out_channels ? weights[(k * in_channels + c) * 9 + t] : 0.0f;
+        }
+      }
+    }
+  }
+}
+
+// [K][C][9] to [K/16][(m+2)^2][C][16].
+inline void pack_transformed(int32_t m, int32_t out_channels, int32_t in_channels, const float* weights,
+                             float* packed) {
+  int32_t every[kLanes];
+  for (int32_t i = 0; i < kLanes; ++i) every[i] = i;
+  const int64_t matrix = static_cast<int64_t>(in_channels) * kChannelBlock;
+  const int64_t size = static_cast<int64_t>(m + 2) * (m + 2);
+  for (int32_t block = 0; block < channel_blocks(out_channels); ++block) {
+    for (int32_t c = 0; c < in_channels; ++c) {
+      const int32_t first = block * kChannelBlock;
+      alignas(64) float raw[kRawBlock];
+      for (int32_t t = 0; t < 9; ++t) {
+        for (int32_t i = 0; i < kChannelBlock; ++i) {
+          const int64_t k = first + i;
+          raw[t * kChannelBlock + i] = k < out_channels ? weights[(k * in_channels + c) * 9 + t] : 0.0f;
+        }
+      }
+      float* u = packed + block * size * matrix + static_cast<int64_t>(c) * kChannelBlock;
+      for (int32_t vector = 0; vector < kVecsPerBlock; ++vector) {
+        const int32_t lane = vector * kLanes;
+        if (m == 4) {
+          weight_tile<4>(LaneChoice(every), raw + lane, u + lane, matrix);
+        } else {
+          weight_tile<2>(LaneChoice(every), raw + lane, u + lane, matrix);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu
