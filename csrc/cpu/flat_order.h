@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "vec.h"
+#include "vec_select.h"
 
 namespace dynprune::cpu {
 namespace {
@@ -24,15 +24,6 @@ DYNPRUNE_INLINE uint32_t sort_key(float x, bool descending) {
   bits = bits >> 31 ? ~bits : bits | 0x80000000u;
   if (x != x) bits = 0xffffffffu;
   return descending ? ~bits : bits;
-}
-
-void insertion_sort(int64_t n, Ranked* a) {
-  for (int64_t i = 1; i < n; ++i) {
-    const Ranked moving = a[i];
-    int64_t j = i;
-    for (; j > 0 && a[j - 1].key > moving.key; --j) a[j] = a[j - 1];
-    a[j] = moving;
-  }
 }
 
 // Byte by byte from the lowest, each pass stable; passes over equal bytes are skipped.
@@ -62,9 +53,47 @@ Ranked* radix_sort(int64_t n, Ranked* a, Ranked* b) {
 const Ranked* sort_line(int64_t n, const float* x, int64_t step, bool descending, float* scratch) {
   Ranked* a = reinterpret_cast<Ranked*>(scratch);
   for (int64_t i = 0; i < n; ++i) a[i] = {sort_key(x[i * step], descending), static_cast<uint32_t>(i)};
-  if (n > 48) return radix_sort(n, a, a + n);
-  insertion_sort(n, a);
-  return a;
+  return radix_sort(n, a, a + n);
+}
+
+// Lines of a gate are short: there, counting the elements that precede each one beats sorting.
+constexpr int kCountingLimit = kLanes == 16 ? 128 : kLanes == 8 ? 88 : 64;
+
+// rank[i] = position of element i of the line in the wanted order. False if the line has a NaN, which
+// comparisons do not order. rank has room for kCountingLimit + kLanes floats.
+bool rank_line(int64_t n, const float* x, int64_t step, bool descending, float* rank) {
+  float key[kCountingLimit + kLanes];
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = x[i * step];
+    if (value != value) return false;
+    key[i] = descending ? -value : value;
+  }
+  for (int64_t i = n; i < n + kLanes; ++i) key[i] = 0.0f;  // ranks of these are not read
+  float lane[kLanes];
+  for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(i);
+  const Vec lanes = load(lane);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vec own = load(key + i);
+    Vec even = zero(), odd = zero();
+    const int64_t own_end = i + kLanes < n ? i + kLanes : n;
+    int64_t j = 0;
+    for (; j < i; j += 2) {  // equal elements before this one precede it
+      even = add(even, as_float(less_equal(broadcast(key[j]), own)));
+      odd = add(odd, as_float(less_equal(broadcast(key[j + 1]), own)));
+    }
+    for (; j < own_end; ++j) {
+      const Vec other = broadcast(key[j]);
+      const Mask tie = mask_and(equal(other, own), less(broadcast(static_cast<float>(j - i)), lanes));
+      even = add(even, as_float(mask_or(less(other, own), tie)));
+    }
+    for (; j + 1 < n; j += 2) {
+      even = add(even, as_float(less(broadcast(key[j]), own)));
+      odd = add(odd, as_float(less(broadcast(key[j + 1]), own)));
+    }
+    if (j < n) even = add(even, as_float(less(broadcast(key[j]), own)));
+    store(rank + i, add(even, odd));
+  }
+  return true;
 }
 
 // Elements [first, first + count) of the sorted lines: values to out[0], indices to out[1]. Covers
@@ -74,14 +103,25 @@ void flat_order(const FlatCall& call) {
   const int64_t outer = call.ints[0], n = call.ints[1], inner = call.ints[2];
   const int64_t first = call.ints[3], count = call.ints[4];
   const bool descending = call.ints[5] != 0;
+  float rank[kCountingLimit + kLanes];
   for (int64_t o = 0; o < outer; ++o) {
     for (int64_t k = 0; k < inner; ++k) {
       const float* x = call.in[0].data + o * n * inner + k;
+      float* values = call.out[0].data + o * count * inner + k;
+      float* indices = call.out[1].data + o * count * inner + k;
+      if (n <= kCountingLimit && rank_line(n, x, inner, descending, rank)) {
+        for (int64_t i = 0; i < n; ++i) {
+          const int64_t at = static_cast<int64_t>(rank[i]) - first;
+          if (at < 0 || at >= count) continue;
+          values[at * inner] = x[i * inner];
+          indices[at * inner] = static_cast<float>(i);
+        }
+        continue;
+      }
       const Ranked* order = sort_line(n, x, inner, descending, call.scratch) + first;
-      const int64_t at = o * count * inner + k;
       for (int64_t i = 0; i < count; ++i) {
-        call.out[0].data[at + i * inner] = x[order[i].index * inner];
-        call.out[1].data[at + i * inner] = static_cast<float>(order[i].index);
+        values[i * inner] = x[order[i].index * inner];
+        indices[i * inner] = static_cast<float>(order[i].index);
       }
     }
   }

@@ -243,7 +243,7 @@ void test_reductions(const KernelTable& table) {
 
 void test_order(const KernelTable& table) {
   Random random(5);
-  for (const int64_t n : {1, 3, 16, 47, 48, 49, 100, 513}) {
+  for (const int64_t n : {1, 3, 16, 17, 63, 64, 65, 88, 89, 100, 128, 129, 513}) {
     for (int variant = 0; variant < 6; ++variant) {
       const bool descending = variant % 2;
       const int64_t inner = variant < 4 ? 1 : 3;  // strided lines
