@@ -167,7 +167,7 @@ class ChannelSets:
         rows = np.moveaxis(a, axis, -1)
         result = np.where((rows == FALSE).any(axis=-1), FALSE, rows[..., 0])
         open_rows = (rows != rows[..., :1]).any(axis=-1) & (result != FALSE)
-        for position in zip(*np.nonzero(open_rows), strict=True):
+        for position in zip(*np.nonzero(open_rows), strict=True) if open_rows.ndim else [()] * int(open_rows):
             result[position] = self._conj_all(rows[position], MAX_COPIES)
         return np.expand_dims(result, axis)
 
