@@ -92,10 +92,7 @@ def _optimised(captured: Captured, kept: Sequence[int] | None, report: dict[str,
     """The translated and optimised graph, with only the outputs at the positions ``kept`` (None: all)."""
     from dynprune_rt.frontend.canonical import canonicalise
     from dynprune_rt.frontend.translate import translate
-    try:
-        from dynprune_rt.passes.pipeline import optimize
-    except ImportError:
-        def optimize(g, r): return g
+    from dynprune_rt.passes.pipeline import optimize
 
     graph, _ = translate(captured)
     if kept is not None:
@@ -107,19 +104,23 @@ def _optimised(captured: Captured, kept: Sequence[int] | None, report: dict[str,
     return graph
 
 
-def _lost_skips(captured: Captured, graph: Graph) -> dict[str, int]:
-    """How many layers lose a skip to each output after the first, by key path."""
+def _lost_skips(captured: Captured, graph: Graph) -> dict[str, dict[str, int]]:
+    """For each output after the first, by key path, how many convolutions lose their skip of outputs and of inputs."""
 
-    def skips(kept: Sequence[int] | None) -> int:
+    def skips(kept: Sequence[int] | None) -> dict[str, int]:
         report: dict[str, Any] = {}
         _optimised(captured, kept, report)
-        return int(report.get("skips", 0))
+        return {side: report["skips"][side] for side in ("outputs", "inputs")}
 
     alone = skips([0])
+
+    def lost(kept: Sequence[int] | None) -> dict[str, int]:
+        return {side: alone[side] - count for side, count in skips(kept).items()}
+
     positions = range(1, len(graph.outputs))
     if len(positions) > _MAX_COSTED_OUTPUTS:
-        return {"all extra outputs": alone - skips(None)}
-    return {captured.output_paths[i]: alone - skips([0, i]) for i in positions}
+        return {"all extra outputs": lost(None)}
+    return {captured.output_paths[i]: lost([0, i]) for i in positions}
 
 
 def _runner(program: Program) -> tuple[Runner, str]:
