@@ -145,7 +145,8 @@ struct Tensor {  // contiguous, one image: the batch dimension is gone
   int64_t shape[kMaxRank];
 };
 // One operator on flat tensors. ints/floats carry the attributes in the order that
-// backends/cpu/flat_ops.py writes them. No allocation: `scratch` has flat_scratch floats.
+// backends/cpu/flat_ops.py writes them; operands that a node lacks are left out. No allocation:
+// `scratch` has the floats that flat_ops.py asks for.
 struct FlatCall {
   const Tensor* in;
   int32_t n_in;
@@ -159,7 +160,7 @@ struct FlatCall {
 };
 using FlatFn = void (*)(const FlatCall&);
 struct FlatOp {
-  const char* name;  // the IR operator
+  const char* name;  // as encoded by backends/cpu/flat_ops.py; several IR operators may share one kernel
   FlatFn run;
 };
 

@@ -157,8 +157,17 @@ DYNPRUNE_INLINE Mask is_nan(Vec a) { return not_equal(a, a); }
 // 1 where the mask is set, else 0.
 DYNPRUNE_INLINE Vec as_float(Mask m) { return select(m, broadcast(1.0f), zero()); }
 // Maximum and minimum that are NaN where either operand is.
+#if defined(__AVX512F__)
+DYNPRUNE_INLINE Vec max_or_nan(Vec a, Vec b) {
+  return _mm512_mask_max_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);
+}
+DYNPRUNE_INLINE Vec min_or_nan(Vec a, Vec b) {
+  return _mm512_mask_min_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a, b);
+}
+#else
 DYNPRUNE_INLINE Vec max_or_nan(Vec a, Vec b) { return select(is_nan(a), a, max(a, b)); }
 DYNPRUNE_INLINE Vec min_or_nan(Vec a, Vec b) { return select(is_nan(a), a, min(a, b)); }
+#endif
 DYNPRUNE_INLINE Vec clamp(Vec lo, Vec hi, Vec x) { return min(hi, max(lo, x)); }
 
 // Combines the 16 values of a block in one order on every ISA: lanes 8 apart, then 4, 2 and 1.

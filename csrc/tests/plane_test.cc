@@ -317,28 +317,29 @@ void test_layout(const KernelTable& table) {
     table.plane_store(x.shape(), x.data(), back.data());
     counter.check(back == dense, label("store", 0, x));
 
-    for (const int stride : {2, 3}) {
+    for (const Size stride : {Size{2, 2}, Size{3, 3}, Size{1, 2}, Size{2, 1}, Size{4, 2}}) {
       for (const int extra : {0, 1}) {  // phase planes larger than the input needs
-        const int height = (size.height + stride - 1) / stride + extra;
-        const int width = (size.width + stride - 1) / stride + extra;
+        const int height = (size.height + stride.height - 1) / stride.height + extra;
+        const int width = (size.width + stride.width - 1) / stride.width + extra;
         const Plane phase(height, width);
         const int pitch = phase.shape().pitch;
         const int64_t phase_stride = int64_t{height} * pitch + 40;
-        std::vector<float> y(size_t(stride) * stride * phase_stride, 0.0f);
-        for (int p = 0; p < stride * stride; ++p) {  // stale pixels must be overwritten, pads must not
+        const int phases = stride.height * stride.width;
+        std::vector<float> y(size_t(phases * phase_stride), 0.0f);
+        for (int p = 0; p < phases; ++p) {  // stale pixels must be overwritten, pads must not
           for (int i = 0; i < height; ++i) {
             for (int j = 0; j < width; ++j) y[size_t(p * phase_stride + i * pitch + j)] = 9.0f;
           }
         }
-        table.phase_split(x.shape(), phase.shape(), stride, stride, phase_stride, x.data(), y.data());
+        table.phase_split(x.shape(), phase.shape(), stride.height, stride.width, phase_stride, x.data(), y.data());
         std::vector<float> expected(y.size(), 0.0f);
         for (int i = 0; i < size.height; ++i) {
           for (int j = 0; j < size.width; ++j) {
-            const int p = i % stride * stride + j % stride;
-            expected[size_t(p * phase_stride + i / stride * pitch + j / stride)] = x.at(i, j);
+            const int p = i % stride.height * stride.width + j % stride.width;
+            expected[size_t(p * phase_stride + i / stride.height * pitch + j / stride.width)] = x.at(i, j);
           }
         }
-        counter.check(y == expected, label("phase split", stride * 10 + extra, x));
+        counter.check(y == expected, label("phase split", stride.height * 100 + stride.width * 10 + extra, x));
       }
     }
   }
