@@ -60,7 +60,7 @@ def cofactor(table: int, width: int, variable: int, value: int) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
-def _essential(table: int, width: int) -> tuple[tuple[int, ...], int]:
+def essential(table: int, width: int) -> tuple[tuple[int, ...], int]:
     """The variables that a truth table depends on, and the table over these alone."""
     kept = list(range(width))
     for variable in reversed(range(width)):
@@ -114,7 +114,7 @@ class ChannelSets:
         return formula
 
     def _make(self, atoms: tuple[int, ...], table: int) -> int:
-        kept, table = _essential(table, len(atoms))
+        kept, table = essential(table, len(atoms))
         return self._intern(tuple(atoms[i] for i in kept), table)
 
     def describe(self, formula: int) -> tuple[tuple[tuple[int, int], ...], int]:

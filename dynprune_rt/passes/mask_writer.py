@@ -12,7 +12,7 @@ import numpy as np
 from dynprune_rt.ir.build import Builder
 from dynprune_rt.ir.graph import Graph, Value
 from dynprune_rt.ir.types import BATCH, DTYPES
-from dynprune_rt.passes.channel_sets import FALSE, TRUE, ChannelSets, Set, cofactor
+from dynprune_rt.passes.channel_sets import FALSE, TRUE, ChannelSets, Set, cofactor, essential
 
 #: More runs of channels with different formulas than this are gathered by one permutation.
 MAX_RUNS = 8
@@ -94,7 +94,9 @@ class MaskWriter:
     # -- one formula for a group of channels ------------------------------------------------------
 
     def _group(self, table: int, leaves: tuple[_Leaf, ...]) -> Value:
-        """A truth table over the leaves, as a tree of logical operators (the table is neither 0 nor 1)."""
+        """A truth table over the leaves, as a tree of logical operators (it is neither false nor true)."""
+        needed, table = essential(table, len(leaves))
+        leaves = tuple(leaves[i] for i in needed)
         key = (table, leaves)
         if key not in self._groups:
             self._groups[key] = self._expand(table, leaves)

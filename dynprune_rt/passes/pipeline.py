@@ -13,13 +13,15 @@ from dynprune_rt.passes.fold_constants import fold_constants
 from dynprune_rt.passes.fuse_epilogues import fuse_epilogues
 from dynprune_rt.passes.schedule import schedule
 from dynprune_rt.passes.simplify import simplify
+from dynprune_rt.passes.static_pruning import prune_static_channels
 
 
 def optimize(graph: Graph, report: dict[str, Any]) -> Graph:
     """Prepare a verified graph for execution; it is changed in place and returned.
 
     The function computed stays the same up to rounding. Masks that the graph may carry are replaced.
-    ``report`` receives what `channel_activity.annotate` says.
+    ``report`` receives what `channel_activity.annotate` says, and under "static_pruning" how many channels
+    went for good.
 
     The activity analysis runs on the fused graph, so that its masks describe exactly the nodes that
     will be executed.
@@ -29,6 +31,12 @@ def optimize(graph: Graph, report: dict[str, Any]) -> Graph:
     simplify(graph)
     remove_dead_code(graph)
     fold_batch_norm(graph)
+    report["static_pruning"] = prune_static_channels(graph)
+    if any(report["static_pruning"].values()):
+        remove_dead_code(graph)
+        simplify(graph)
+        remove_dead_code(graph)
+        fold_batch_norm(graph)
     fuse_epilogues(graph)
     schedule(graph)
     remove_dead_code(graph)
