@@ -16,12 +16,13 @@
 namespace dynprune::cpu {
 namespace {
 
-constexpr int kGroup = 32;  // outputs
+constexpr int kGroup = 32;                     // outputs
+constexpr int64_t kCachedWeights = 128 << 10;  // floats: half of a second-level cache
 
 int32_t tile_elements(const WinogradShape& shape) { return (shape.m + 2) * (shape.m + 2); }
 
-// Floats of the transformed weights of one group and one tile element, for n inputs. Whole vectors are written at
-// the end of a row, hence the slack.
+// Floats of the transformed weights of one group and one tile element, for n inputs in rows of `step`. Whole vectors
+// are written at the end of a row, hence the slack.
 int64_t group_matrix(int64_t n_in, int64_t step) { return n_in * step + kChannelBlock; }
 
 WinogradSizes winograd_sizes(const WinogradShape& shape, WinogradWeights form) {
@@ -57,6 +58,13 @@ struct Group {
   int32_t first, last;
   int32_t count() const { return last - first; }
 };
+
+// Most outputs of a group. Stored weights of one block adjoin, and more gains nothing. On the fly, several partly live
+// blocks fill register tiles better, as long as their weights and V fit the second-level cache.
+int32_t group_limit(WinogradWeights form, int64_t n_in, int64_t elements) {
+  const bool fits = elements * n_in * kGroup <= 3 * kCachedWeights / 2;
+  return form == WinogradWeights::kOnTheFly && fits ? kGroup : kChannelBlock;
+}
 
 // The next group from `first` on: whole blocks of 16 channels as long as their live outputs fit.
 Group next_group(const ConvCall& call, int32_t first, int32_t last, int32_t most) {
@@ -103,37 +111,38 @@ void winograd_output(const WinogradShape& shape, WinogradWeights form, const flo
   float* products = thread_scratch;
   float* u = thread_scratch + out_matrix * elements;
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
-  // Stored weights of one whole block adjoin; a larger group gains nothing.
-  const int32_t most = on_the_fly ? kGroup : kChannelBlock;
-  LinePrefetcher prefetcher;
+  const int32_t most = group_limit(form, call.n_in, elements);
+  const int64_t stored_matrix = static_cast<int64_t>(shape.in_channels) * kChannelBlock;
+  const bool cached = stored_matrix * elements * channel_blocks(shape.out_channels) <= kCachedWeights;
   for (Group group{first, first}, next = next_group(call, first, last, most); group.last < last;) {
     group = next;
     next = next_group(call, group.last, last, most);
     const int n_out = group.count();
     const DirectSplit split = split_positions(kMultiplyTiles, n_out, grid.vectors, false);
-    Multiply job{call.n_in, call.in_channel, kChannelBlock, grid.stride, grid.stride, &prefetcher};
+    WeightPrefetcher prefetcher(kRawBlock, kRawBlock / 16, call.in_channel, call.n_in);
+    Multiply job{call.n_in,   call.in_channel,           kChannelBlock, grid.stride, grid.stride,
+                 &prefetcher, cached ? 0 : stored_matrix};
     const float* weight[kGroup];
     if (on_the_fly) {
-      const bool one_block = n_out <= kChannelBlock;
-      job.step = one_block ? kChannelBlock : kGroup;
+      job.step = ceil_div(n_out, 8) * 8;
       const int64_t u_matrix = group_matrix(call.n_in, job.step);
       transform_group(shape, call, group, packed, u, job.step, u_matrix);
-      if (next.count() > 0) {
-        const int64_t block = call.out_channel[next.first] / kChannelBlock;
-        prefetcher =
-            LinePrefetcher(packed + block * shape.in_channels * kRawBlock, kRawBlock, 9, call.in_channel, call.n_in);
+      for (int32_t i = next.first, seen = -1; i < next.last; ++i) {
+        const int32_t block = call.out_channel[i] / kChannelBlock;
+        if (block != seen) prefetcher.add_block(packed + static_cast<int64_t>(block) * shape.in_channels * kRawBlock);
+        seen = block;
       }
+      prefetcher.spread(static_cast<int64_t>(elements) * multiply_calls(split, n_out) * (call.n_in / 4));
       for (int32_t t = 0; t < elements; ++t) {
         for (int k = 0; k < n_out; ++k) weight[k] = u + t * u_matrix + k;
         multiply_matrix<WeightLayout::kCompact>(job, split, n_out, weight, v + t * v_matrix, products + t * out_matrix);
       }
     } else {
-      const int64_t u_matrix = static_cast<int64_t>(shape.in_channels) * kChannelBlock;
       const bool adjoining = adjoin(call, group);
       for (int32_t t = 0; t < elements; ++t) {
         for (int k = 0; k < n_out; ++k) {
           const int32_t channel = call.out_channel[group.first + k];
-          weight[k] = packed + (channel / kChannelBlock * elements + t) * u_matrix + channel % kChannelBlock;
+          weight[k] = packed + (channel / kChannelBlock * elements + t) * stored_matrix + channel % kChannelBlock;
         }
         (adjoining ? multiply_matrix<WeightLayout::kBlock>
                    : multiply_matrix<WeightLayout::kRows>)(job, split, n_out, weight, v + t * v_matrix,

@@ -1,7 +1,8 @@
 // Times the convolution kernels, hot, on one thread, over the layers that matter:
 //
-//     conv_bench [--isa generic|avx2|avx512] [--layer SUBSTRING] [--rounds N] [--dense]
+//     conv_bench [--isa generic|avx2|avx512] [--layer SUBSTRING] [--rounds N] [--dense] [--cold]
 //
+// --cold rotates through copies of the weights, 64 MB of them, so that they come from memory as in a large network.
 // Per layer and algorithm it prints microseconds of thread time (median of interleaved rounds), useful GFLOP/s
 // dense, their share of the multiply-add peak measured in the same run, and the time when only a share of the
 // inputs and outputs is live (random channels). "eff" is dense time times the share of the work, over the time.
@@ -152,9 +153,10 @@ constexpr Activity kActivities[] = {{100, 100}, {100, 50}, {50, 100}, {50, 50}, 
 // A layer's planes, lists and weights, and its convolution by every algorithm that applies.
 class Bench {
  public:
-  Bench(const KernelTable& table, const Layer& layer)
+  Bench(const KernelTable& table, const Layer& layer, bool cold)
       : table_(table),
         layer_(layer),
+        cold_(cold),
         random_(7),
         out_size_((layer.size + layer.stride - 1) / layer.stride),
         out_(out_size_, out_size_,
@@ -184,6 +186,7 @@ class Bench {
     }
     direct_ = {layer.depthwise ? 1 : layer.in_channels, layer.out_channels, layer.kernel * layer.kernel,
                tap_offset_.data(), out_.shape()};
+    direct_weights_ = copies(weights_.data(), weights_.size());
   }
 
   double flops(Activity activity) const {
@@ -210,12 +213,12 @@ class Bench {
     std::vector<Timed> jobs;
     if (layer_.depthwise) {
       if (table_.conv_depthwise) {
-        jobs.push_back({"depthwise", [this, &l] { table_.conv_depthwise(direct_, weights_.data(), l.call); }});
+        jobs.push_back({"depthwise", [this, &l] { table_.conv_depthwise(direct_, direct_weights_.next(), l.call); }});
       }
       return jobs;
     }
     jobs.push_back(
-        {"direct", [this, &l] { table_.conv_direct(direct_, weights_.data(), l.call, 0, direct_.out.blocks); }});
+        {"direct", [this, &l] { table_.conv_direct(direct_, direct_weights_.next(), l.call, 0, direct_.out.blocks); }});
     if (table_.has_winograd && layer_.kernel == 3 && layer_.stride == 1) {
       for (int32_t m : {4, 2}) {
         for (const auto form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
@@ -233,9 +236,27 @@ class Bench {
     std::vector<float*> outputs;
     ConvCall call;
   };
+  // Identical weights to use in turn.
+  struct Copies {
+    std::shared_ptr<float> memory;
+    size_t stride = 0, count = 1, at = 0;
+    const float* next() {
+      at = (at + 1) % count;
+      return memory.get() + at * stride;
+    }
+  };
+  Copies copies(const float* weights, size_t n) const {
+    Copies c;
+    c.stride = (n + 15) / 16 * 16;
+    c.count = cold_ ? (size_t{16} << 20) / c.stride + 1 : 1;
+    c.memory = floats(c.stride * c.count);
+    for (size_t i = 0; i < c.count; ++i) std::memcpy(c.memory.get() + i * c.stride, weights, n * sizeof(float));
+    return c;
+  }
   struct Winograd {
     WinogradShape shape;
-    std::shared_ptr<float> packed, v, scratch;
+    Copies packed;
+    std::shared_ptr<float> v, scratch;
   };
   static int32_t live(int32_t channels, int32_t percent) { return std::max(1, channels * percent / 100); }
   static std::shared_ptr<float> floats(size_t n) {
@@ -245,23 +266,25 @@ class Bench {
     const bool transformed = form == WinogradWeights::kTransformed;
     const std::string name = "F" + std::to_string(m) + (transformed ? " stored" : " on the fly");
     Winograd& w = winograd_[m == 4][transformed];
-    if (!w.packed) {
+    if (!w.v) {
       w.shape = {layer_.in_channels, layer_.out_channels, m, out_.shape()};
       const WinogradSizes sizes = table_.winograd_sizes(w.shape, form);
-      w.packed = floats(sizes.weights);
+      const std::shared_ptr<float> packed = floats(sizes.weights);
       w.v = floats(sizes.input_scratch);
       w.scratch = floats(sizes.thread_scratch);
-      table_.winograd_pack(w.shape, form, weights_.data(), w.packed.get());
+      table_.winograd_pack(w.shape, form, weights_.data(), packed.get());
+      w.packed = copies(packed.get(), sizes.weights);
     }
     jobs.push_back({name, [this, &l, &w, form] {
                       table_.winograd_input(w.shape, l.call, 0, l.call.n_in, w.v.get());
-                      table_.winograd_output(w.shape, form, w.packed.get(), w.v.get(), l.call, 0, l.call.n_out,
+                      table_.winograd_output(w.shape, form, w.packed.next(), w.v.get(), l.call, 0, l.call.n_out,
                                              w.scratch.get());
                     }});
   }
 
   const KernelTable& table_;
   Layer layer_;
+  bool cold_;
   Random random_;
   int32_t out_size_;
   Geometry out_;
@@ -270,11 +293,12 @@ class Bench {
   std::vector<float> weights_, bias_;
   std::vector<int32_t> tap_offset_;
   DirectShape direct_;
+  Copies direct_weights_;
   Winograd winograd_[2][2];
   std::vector<std::unique_ptr<Lists>> lists_;
 };
 
-void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_only) {
+void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_only, bool cold) {
   KernelTable table{};
   table.isa = isa.name;
   for (const auto fill : isa.fill) {
@@ -287,7 +311,7 @@ void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_on
   std::printf("\n");
   for (const Layer& layer : kLayers) {
     if (only_layer && !std::strstr(layer.name, only_layer)) continue;
-    Bench bench(table, layer);
+    Bench bench(table, layer, cold);
     std::vector<Timed> all;
     size_t algorithms = 0;
     for (const Activity& a : kActivities) {
@@ -322,7 +346,7 @@ int main(int argc, char** argv) {
   const char* only_isa = nullptr;
   const char* only_layer = nullptr;
   int rounds = 9;
-  bool dense_only = false;
+  bool dense_only = false, cold = false;
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--isa") && i + 1 < argc) {
       only_isa = argv[++i];
@@ -332,8 +356,10 @@ int main(int argc, char** argv) {
       rounds = std::max(1, std::atoi(argv[++i]));
     } else if (!std::strcmp(argv[i], "--dense")) {
       dense_only = true;
+    } else if (!std::strcmp(argv[i], "--cold")) {
+      cold = true;
     } else {
-      std::fprintf(stderr, "usage: conv_bench [--isa NAME] [--layer SUBSTRING] [--rounds N] [--dense]\n");
+      std::fprintf(stderr, "usage: conv_bench [--isa NAME] [--layer SUBSTRING] [--rounds N] [--dense] [--cold]\n");
       return 2;
     }
   }
@@ -351,7 +377,7 @@ int main(int argc, char** argv) {
   };
   for (const Isa& isa : isas) {
     if (isa.supported && (!only_isa || !std::strcmp(only_isa, isa.name))) {
-      bench_isa(isa, only_layer, rounds, dense_only);
+      bench_isa(isa, only_layer, rounds, dense_only, cold);
     }
   }
   return 0;
