@@ -46,8 +46,8 @@ DYNPRUNE_INLINE void split_row_by_two(int64_t width, int64_t phase_width, const 
   }
 }
 
-void phase_split(const PlaneShape& in, const PlaneShape& phase, int32_t stride_h, int32_t stride_w, int64_t phase_stride,
-                 const float* x, float* y) {
+void phase_split(const PlaneShape& in, const PlaneShape& phase, int32_t stride_h, int32_t stride_w,
+                 int64_t phase_stride, const float* x, float* y) {
   for (int32_t r = 0; r < stride_h; ++r) {
     float* phases = y + r * stride_w * phase_stride;  // (r, 0), (r, 1), ...
     for (int64_t i = 0; i < phase.height; ++i) {

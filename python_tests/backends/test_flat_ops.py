@@ -13,7 +13,8 @@ import pytest
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu import flat_ops
-from dynprune_rt.backends.cpu.flat_ops import FLAT_OPS, encode, image_shape
+from dynprune_rt.backends.cpu.flat_ops import FLAT_OPS, encode
+from dynprune_rt.backends.cpu.strides import image_shape
 from dynprune_rt.errors import UnsupportedOperatorError
 from dynprune_rt.ir import interpreter
 from dynprune_rt.ir.build import Builder
@@ -303,6 +304,34 @@ def _space_cases() -> list[Case]:
     return cases
 
 
+def _unbatched_cases() -> list[Case]:
+    """Values that are the same for every image: dimension 0 is an ordinary one."""
+    return [
+        Case("add", (const(3, 4), const(1, 4))),
+        Case("mul", (const(1, 4), const(1, 4))),
+        Case("where", (const(3, 1, dtype="bool"), const(1, 5), const())),
+        Case("sigmoid", (const(9),)),
+        Case("reduce", (const(3, 4),), {"kind": "sum", "dims": (0,), "keepdim": True}),
+        Case("argmax", (const(1, 7),), {"dim": 1}),
+        Case("topk", (const(9, 2),), {"k": 3, "dim": 0}),
+        Case("softmax", (const(4, 3),), {"dim": 0}),
+        Case("reshape", (const(3, 4),), {"shape": (4, 3)}),
+        Case("expand", (const(1, 4),), {"shape": (3, 4)}),
+        Case("permute", (const(3, 4),), {"dims": (1, 0)}),
+        Case("slice", (const(7, 2),), {"dim": 0, "start": 1, "stop": 6, "step": 2}),
+        Case("pad", (const(3, 4),), {"low": (1, 0), "high": (0, 2)}),
+        Case("repeat", (const(3, 4),), {"repeats": (2, 1)}),
+        Case("cat", (const(3, 4), const(2, 4)), {"dim": 0}),
+        Case("gather", (const(6, 2), const(3, 2, dtype="i64", values="index:6")), {"dim": 0}),
+        Case("scatter", (const(6, 2), const(3, 2, dtype="i64", values="index:6"), const()), {"dim": 0}),
+        Case("index_select", (const(6, 2), const(3, dtype="i64", values="index:6")), {"dim": 0}),
+        Case("one_hot", (const(4, dtype="i64", values="index:3"),), {"classes": 3}),
+        Case("linear", (const(2, 5), const(3, 5))),
+        Case("matmul", (const(1, 3, 5), const(2, 5, 4))),
+        Case("layer_norm", (const(3, 5),), {"dims": (0, 1)}),
+    ]
+
+
 CASES = [
     *_unary_cases(),
     *_binary_cases(),
@@ -311,6 +340,7 @@ CASES = [
     *_reduction_cases(),
     *_matrix_cases(),
     *_space_cases(),
+    *_unbatched_cases(),
 ]
 
 
@@ -329,7 +359,7 @@ def _node(case: Case, arrays: list[np.ndarray | None]) -> Node:
 
 
 def _run(node: Node, arrays: list[np.ndarray | None], isa: str) -> list[np.ndarray]:
-    """The node image by image through its flat kernel: one stacked array per output."""
+    """The node image by image through its flat kernel: one array per output."""
     step = encode(node)
     images = []
     for image in range(BATCH_SIZE):
@@ -340,7 +370,8 @@ def _run(node: Node, arrays: list[np.ndarray | None], isa: str) -> list[np.ndarr
         ]
         shapes = [image_shape(v.type) for v in node.outputs]
         images.append(_C.run_flat_op(step.kernel, inputs, shapes, step.ints, step.floats, step.scratch_floats, isa))
-    return [np.stack(parts) for parts in zip(*images, strict=True)]
+    stacked = [np.stack(parts) for parts in zip(*images, strict=True)]
+    return [array if v.type.batched else array[0] for v, array in zip(node.outputs, stacked, strict=True)]
 
 
 def test_the_table_covers_every_operator() -> None:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from dynprune_rt.backends.cpu.strides import Shape, broadcast_strides, dense_strides, image_shape, loop_nest
 from dynprune_rt.errors import UnsupportedOperatorError
 from dynprune_rt.ir.graph import Node, Value
 from dynprune_rt.ir.operators.pooling import linear_source, nearest_source
-from dynprune_rt.ir.types import TensorType
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,7 @@ class FlatStep:
     scratch_floats: int = 0
 
 
-# ---- shapes and strides of one image ----------------------------------------------------------
-
-
-def image_shape(type: TensorType, batched_rank: int = 0) -> Shape:
-    """The shape of a value for one image.
-
-    A batched value loses dimension 0. An operand that is the same for all images keeps its shape,
-    except that a leading 1 that stands against the batch goes, where it has the rank
-    ``batched_rank`` of the batched result.
-    """
-    if type.batched or (type.rank == batched_rank and batched_rank > 0 and type.shape[0] == 1):
-        return type.shape[1:]
-    return type.shape
+# ---- operands ---------------------------------------------------------------------------------
 
 
 def _operand(node: Node, position: int) -> Value:
@@ -72,43 +58,6 @@ def _out_shape(node: Node, position: int = 0) -> Shape:
 def _image_dim(node: Node, dim: int) -> int:
     """A dimension of the first operand, counted without the batch."""
     return dim - int(node.output.type.batched)
-
-
-def _strides(shape: Shape) -> list[int]:
-    """Strides of a contiguous tensor, in elements."""
-    strides = [1] * len(shape)
-    for i in range(len(shape) - 2, -1, -1):
-        strides[i] = strides[i + 1] * shape[i + 1]
-    return strides
-
-
-def _broadcast_strides(shape: Shape, target: Shape) -> list[int]:
-    """Strides that read a contiguous tensor of ``shape`` as ``target``, aligned at the right."""
-    missing = len(target) - len(shape)
-    own = [0 if size == 1 else stride for size, stride in zip(shape, _strides(shape), strict=True)]
-    return [0] * missing + own
-
-
-def _loop_nest(dims: Sequence[int], *strides: Sequence[int]) -> tuple[int, ...]:
-    """rank, dims and strides per tensor of a loop nest, with as few dimensions as possible.
-
-    Dimensions of size 1 go; neighbours that all tensors walk at even steps become one.
-    """
-    merged: list[tuple[int, list[int]]] = []
-    for i, size in enumerate(dims):
-        steps = [s[i] for s in strides]
-        if size == 1:
-            continue
-        if merged and all(outer == size * inner for outer, inner in zip(merged[-1][1], steps, strict=True)):
-            merged[-1] = (merged[-1][0] * size, steps)
-        else:
-            merged.append((size, steps))
-    if not merged:
-        merged = [(1, [1] * len(strides))]
-    nest = [len(merged), *(size for size, _ in merged)]
-    for tensor in range(len(strides)):
-        nest += [steps[tensor] for _, steps in merged]
-    return tuple(nest)
 
 
 def _line(node: Node) -> tuple[int, int, int]:
@@ -171,13 +120,13 @@ def _cast(node: Node) -> FlatStep:
 
 def _binary(node: Node) -> FlatStep:
     out = _out_shape(node)
-    strides = [_broadcast_strides(_in_shape(node, i), out) for i in range(2)]
-    return FlatStep("binary", (_BINARY[node.op], *_loop_nest(out, *strides)))
+    strides = [broadcast_strides(_in_shape(node, i), out) for i in range(2)]
+    return FlatStep("binary", (_BINARY[node.op], *loop_nest(out, *strides)))
 
 
 def _where(node: Node) -> FlatStep:
     out = _out_shape(node)
-    return FlatStep("where", _loop_nest(out, *(_broadcast_strides(_in_shape(node, i), out) for i in range(3))))
+    return FlatStep("where", loop_nest(out, *(broadcast_strides(_in_shape(node, i), out) for i in range(3))))
 
 
 def _affine(node: Node) -> FlatStep:
@@ -196,7 +145,7 @@ def _copy(
     y_offset: int = 0,
     fill: tuple[int, float] = (0, 0.0),
 ) -> FlatStep:
-    return FlatStep("copy", (fill[0], x_offset, y_offset, *_loop_nest(dims, x_strides, y_strides)), (fill[1],))
+    return FlatStep("copy", (fill[0], x_offset, y_offset, *loop_nest(dims, x_strides, y_strides)), (fill[1],))
 
 
 def _reshape(node: Node) -> FlatStep:
@@ -205,38 +154,42 @@ def _reshape(node: Node) -> FlatStep:
 
 def _expand(node: Node) -> FlatStep:
     out = _out_shape(node)
-    return _copy(out, _broadcast_strides(_in_shape(node), out), _strides(out))
+    return _copy(out, broadcast_strides(_in_shape(node), out), dense_strides(out))
 
 
 def _permute(node: Node) -> FlatStep:
-    out, strides = _out_shape(node), _strides(_in_shape(node))
+    out, strides = _out_shape(node), dense_strides(_in_shape(node))
     dims = node.attrs["dims"][1:] if node.output.type.batched else node.attrs["dims"]
     order = [_image_dim(node, d) for d in dims]
-    return _copy(out, [strides[d] for d in order], _strides(out))
+    return _copy(out, [strides[d] for d in order], dense_strides(out))
 
 
 def _slice(node: Node) -> FlatStep:
-    out, strides = _out_shape(node), _strides(_in_shape(node))
+    out, strides = _out_shape(node), dense_strides(_in_shape(node))
     dim = _image_dim(node, node.attrs["dim"])
     offset = node.attrs["start"] * strides[dim]
     strides[dim] *= node.attrs["step"]
-    return _copy(out, strides, _strides(out), x_offset=offset)
+    return _copy(out, strides, dense_strides(out), x_offset=offset)
 
 
 def _pad(node: Node) -> FlatStep:
     shape, out = _in_shape(node), _out_shape(node)
     low = node.attrs["low"][1:] if node.output.type.batched else node.attrs["low"]
-    y_strides = _strides(out)
+    y_strides = dense_strides(out)
     offset = sum(n * stride for n, stride in zip(low, y_strides, strict=True))
     value = float(node.attrs["value"])
     dtype = node.output.type.dtype
     if dtype != "f32":
         value = float(int(value)) if dtype == "i64" else float(bool(value))
-    return _copy(shape, _strides(shape), y_strides, y_offset=offset, fill=(math.prod(out), value))
+    return _copy(shape, dense_strides(shape), y_strides, y_offset=offset, fill=(math.prod(out), value))
 
 
 def _repeat(node: Node) -> FlatStep:
-    shape, strides, y_strides = _in_shape(node), _strides(_in_shape(node)), _strides(_out_shape(node))
+    shape, strides, y_strides = (
+        _in_shape(node),
+        dense_strides(_in_shape(node)),
+        dense_strides(_out_shape(node)),
+    )
     repeats = node.attrs["repeats"][1:] if node.output.type.batched else node.attrs["repeats"]
     dims: list[int] = []
     x_steps: list[int] = []
@@ -263,15 +216,15 @@ def _without(strides: Sequence[int], dim: int) -> list[int]:
 
 def _gather(node: Node) -> FlatStep:
     x, index, dim = _in_shape(node), _in_shape(node, 1), _image_dim(node, node.attrs["dim"])
-    strides = _strides(x)
-    return FlatStep("gather", (x[dim], strides[dim], *_loop_nest(index, _without(strides, dim), _strides(index))))
+    strides = dense_strides(x)
+    return FlatStep("gather", (x[dim], strides[dim], *loop_nest(index, _without(strides, dim), dense_strides(index))))
 
 
 def _scatter(node: Node) -> FlatStep:
     x, index, dim = _in_shape(node), _in_shape(node, 1), _image_dim(node, node.attrs["dim"])
-    strides = _strides(x)
-    source = _broadcast_strides(_in_shape(node, 2), index)
-    nest = _loop_nest(index, _without(strides, dim), _strides(index), source)
+    strides = dense_strides(x)
+    source = broadcast_strides(_in_shape(node, 2), index)
+    nest = loop_nest(index, _without(strides, dim), dense_strides(index), source)
     return FlatStep("scatter", (math.prod(x), x[dim], strides[dim], *nest))
 
 
@@ -304,9 +257,9 @@ _REDUCE: Final = {
 
 
 def _reduction(kind: str, shape: Shape, dims: Sequence[int]) -> FlatStep:
-    strides = _strides(shape)
+    strides = dense_strides(shape)
     kept = [d for d in range(len(shape)) if d not in dims]
-    nests = [_loop_nest([shape[d] for d in group], [strides[d] for d in group]) for group in (kept, sorted(dims))]
+    nests = [loop_nest([shape[d] for d in group], [strides[d] for d in group]) for group in (kept, sorted(dims))]
     return FlatStep("reduce", (_REDUCE[kind], math.prod(shape[d] for d in dims), *nests[0], *nests[1]))
 
 
@@ -365,8 +318,8 @@ def _matmul(node: Node) -> FlatStep:
     strides = []
     for shape in (a_shape, b_shape):
         matrix = math.prod(shape[-2:])
-        strides.append([stride * matrix for stride in _broadcast_strides(shape[:-2], leading)])
-    return FlatStep("matmul", (rows, inner, columns, *_loop_nest(leading, *strides)))
+        strides.append([stride * matrix for stride in broadcast_strides(shape[:-2], leading)])
+    return FlatStep("matmul", (rows, inner, columns, *loop_nest(leading, *strides)))
 
 
 def _group_norm(node: Node) -> FlatStep:
