@@ -85,7 +85,7 @@ def gated_conv(
 # -- what calibration sets ----------------------------------------------------------------------------
 
 
-def standardise(layer: nn.Linear | nn.Conv2d, scores: Tensor, centre: float, spread: float, gain: float = 50.0) -> None:
+def standardise(layer: nn.Linear | nn.Conv2d, scores: Tensor, centre: float, spread: float, gain: float = 10.0) -> None:
     """Rescale the rows of ``layer`` so that its outputs ``scores`` [N, C, ...] get this mean and deviation.
 
     ``gain`` bounds how far a relative change of the input moves the output, in spreads. Without a bound a
@@ -121,6 +121,16 @@ def channel_midpoints(scores: Tensor, share: float) -> Tensor:
     above = padded.gather(0, live[None])
     below = padded.gather(0, live[None] + 1)
     return ((above + below) / 2)[0]
+
+
+def settled(channels: int, share: float, distance: float) -> Tensor:
+    """Offsets [C] that keep two channels in three ``distance`` away from their threshold, above it or below.
+
+    A gate that multiplies by a value near zero magnifies relative errors without bound where a batch norm
+    follows; with all channels hovering about their thresholds, a deep network becomes chaotic.
+    """
+    side = 2 * torch.bernoulli(torch.full((channels,), share)) - 1
+    return distance * side * torch.bernoulli(torch.full((channels,), 2 / 3))
 
 
 # -- 1. ManiDP ----------------------------------------------------------------------------------------
@@ -368,11 +378,11 @@ class ClampGate(ChannelGate):
     def mask(self, source: Tensor) -> Tensor:
         pooled = F.adaptive_avg_pool2d(source, 1)
         if self.calibrating:
-            standardise(self.conv1, self.conv1(pooled), 0.5, 0.3)
+            standardise(self.conv1, self.conv1(pooled), 0.5, 0.3, gain=2.0)
         hidden = self.conv1(pooled).clamp(0, 1)
         if self.calibrating:
-            standardise(self.conv2, self.conv2(hidden), 0.0, 1.0)
-            offset = 0.5 if self.binary else 0.0
+            standardise(self.conv2, self.conv2(hidden), 0.0, 0.4, gain=1.0)
+            offset = torch.full((self.channels,), 0.5) if self.binary else settled(self.channels, self.share, 0.7)
             self.conv2.bias.add_(offset - channel_midpoints(self.conv2(hidden).flatten(1), self.share))
         opened = torch.clamp(self.conv2(hidden), min=0.0, max=1.0)
         return (opened > 0.5).float() if self.binary else opened
@@ -386,11 +396,12 @@ class HardSigmoidGate(ClampGate):
     def mask(self, source: Tensor) -> Tensor:
         pooled = source.mean((2, 3), keepdim=True)
         if self.calibrating:
-            standardise(self.conv1, self.conv1(pooled), 0.5, 0.3)
+            standardise(self.conv1, self.conv1(pooled), 0.5, 0.3, gain=2.0)
         hidden = F.relu6(self.conv1(pooled))
         if self.calibrating:
-            standardise(self.conv2, self.conv2(hidden), 0.0, 6.0)
-            self.conv2.bias.sub_(3.0 + channel_midpoints(self.conv2(hidden).flatten(1), self.share))
+            standardise(self.conv2, self.conv2(hidden), 0.0, 2.0, gain=1.0)
+            offset = settled(self.channels, self.share, 4.0) - 3.0
+            self.conv2.bias.add_(offset - channel_midpoints(self.conv2(hidden).flatten(1), self.share))
         return F.hardsigmoid(self.conv2(hidden))
 
 

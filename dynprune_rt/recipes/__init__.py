@@ -1,0 +1,1 @@
+"""Recipes: scripts that make gated networks, and the files they need."""
