@@ -29,3 +29,11 @@ class InputError(DynpruneError, ValueError):
 
 class DeviceError(DynpruneError):
     """The requested device or instruction set is unknown or not usable on this machine."""
+
+
+class DataError(DynpruneError):
+    """Training data is missing, damaged or inconsistent; the message names the file and what was expected."""
+
+
+class TrainingError(DynpruneError):
+    """A model cannot be trained as asked: nothing to gate, an impossible target, a loss that is not finite."""

@@ -1,0 +1,219 @@
+"""Gates as they are trained. In eval mode they are the published inference operators, ready for conversion.
+
+A gate maps a feature map to a mask [N, C]; a `ChannelMask` multiplies. Gates compute in float32 whatever the network's
+precision is: a threshold decides on small differences.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dynprune_rt.errors import TrainingError
+from dynprune_rt.methods.autograd import channel_scale, global_mean
+from dynprune_rt.methods.losses import channel_norms
+from dynprune_rt.methods.thresholds import quantile_threshold
+
+Rule = Literal["topk", "threshold"]
+
+
+class TrainableGate(nn.Module):
+    """Base: ``keep`` is the wanted share of live channels, ``saliency`` the last scores [N, C] before the decision.
+
+    ``reads``: the map that a gate looks at, the convolution's "input" or its own "output".
+    """
+
+    reads: ClassVar[Literal["input", "output"]] = "input"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.keep = 1.0
+        self.saliency: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Channels that a fixed-count rule keeps: ceil(keep C), at least 1."""
+        return max(1, math.ceil(self.keep * self.channels - 1e-9))
+
+    def macs(self) -> int:
+        """Multiply-accumulates of one decision."""
+        return sum(m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _fp32_scores(self, x: Tensor) -> Tensor:
+        """Scores of the pooled map, outside autocast; the context is not entered where a model is exported."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return self.scores(global_mean(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.scores(global_mean(x))
+
+    def _record(self, saliency: Tensor) -> None:
+        """Keep the scores for losses and thresholds; nothing outside training and measuring needs them."""
+        if not torch.compiler.is_exporting():
+            self.saliency = saliency
+
+
+class SaliencyGate(TrainableGate):
+    """A saliency >= 0 per channel from the pooled input; survivors are scaled by it, the others are 0.
+
+    rule "topk": per image, the ``count`` largest survive (ties too). rule "threshold": those that reach the stored
+    scalar ``threshold``, so that counts vary from image to image; in training it follows the batches' quantile of all
+    (image, channel) saliencies, unless ``frozen``.
+    """
+
+    #: Share of the old threshold kept per training step.
+    momentum: ClassVar[float] = 0.95
+    threshold: Tensor
+
+    def __init__(self, channels: int, rule: Rule, frozen: bool = False) -> None:
+        super().__init__(channels)
+        if rule not in ("topk", "threshold"):
+            raise TrainingError(f"rule={rule!r}: expected 'topk' or 'threshold'")
+        self.rule, self.frozen = rule, frozen
+        self.register_buffer("threshold", torch.tensor(-10000.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        saliency = self._fp32_scores(x)
+        self._record(saliency)
+        if self.rule == "topk":
+            if self.count == self.channels:
+                return saliency
+            limit = saliency.topk(self.count, dim=1).values[:, -1:]
+        else:
+            if self.training and not self.frozen:
+                self._follow(saliency.detach())
+            limit = self.threshold
+        return saliency * (saliency >= limit).to(saliency.dtype)
+
+    def _follow(self, saliency: Tensor) -> None:
+        if self.keep >= 1.0:
+            return
+        wanted = quantile_threshold(saliency, self.keep)
+        started = float(self.threshold) > -10000.0
+        self.threshold.copy_(torch.lerp(wanted, self.threshold, self.momentum) if started else wanted)
+
+
+class FBSGate(SaliencyGate):
+    """Feature boosting and suppression (Gao et al., ICLR 2019): relu of one linear layer on the pooled input."""
+
+    def __init__(self, source_channels: int, channels: int, rule: Rule = "topk") -> None:
+        super().__init__(channels, rule)
+        self.fc = nn.Linear(source_channels, channels)
+        nn.init.kaiming_normal_(self.fc.weight)
+        nn.init.ones_(self.fc.bias)
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        return F.relu(self.fc(pooled))
+
+
+class ManiDPGate(SaliencyGate):
+    """ManiDP (Tang et al., CVPR 2021): min(relu(W2 relu(W1 a) + b2), clamp_max), kept from a stored threshold on.
+
+    ``reduction``: hidden units are channels / 2 from 80 channels on, else as many as channels (published).
+    """
+
+    def __init__(self, source_channels: int, channels: int, rule: Rule = "threshold", clamp_max: float = 4.0) -> None:
+        super().__init__(channels, rule, frozen=True)
+        hidden = channels // 2 if channels >= 80 else channels
+        self.clamp_max = clamp_max
+        self.fc1 = nn.Linear(source_channels, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, channels)
+        nn.init.kaiming_normal_(self.fc1.weight)
+        nn.init.kaiming_normal_(self.fc2.weight)
+        nn.init.ones_(self.fc2.bias)
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        return F.relu(self.fc2(F.relu(self.fc1(pooled)))).clamp(max=self.clamp_max)
+
+
+class SoftMaskGate(TrainableGate):
+    """CWP's soft mask: a sigmoid perceptron on the pooled input, divided by its mean over the channels.
+
+    Never zero, so nothing is skipped until it is made static.
+    """
+
+    def __init__(self, source_channels: int, channels: int) -> None:
+        super().__init__(channels)
+        hidden = max(4, channels // 4)
+        self.fc1 = nn.Linear(source_channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.constant_(self.fc2.bias, 2.0)
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        soft = torch.sigmoid(self.fc2(F.relu(self.fc1(pooled))))
+        return soft / soft.mean(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        saliency = self._fp32_scores(x)
+        self._record(saliency)
+        return saliency
+
+
+class NormGate(TrainableGate):
+    """Instance-wise sparsity (Liu et al., IJCAI 2019): channels whose own l2 norm falls short are dropped.
+
+    rule "mean": the limit is ``level`` times the mean norm of the image's channels; "max": times the largest;
+    "quantile": ``level`` itself, a calibrated norm; "topk": the ``count`` largest survive. The mask is binary and has
+    no gradient; the kept features are not scaled.
+    """
+
+    reads = "output"
+    RULES: ClassVar[tuple[str, ...]] = ("mean", "max", "quantile", "topk")
+    level: Tensor
+
+    def __init__(self, channels: int, rule: str = "mean") -> None:
+        super().__init__(channels)
+        if rule not in self.RULES:
+            raise TrainingError(f"rule={rule!r}: expected one of {', '.join(self.RULES)}")
+        self.rule = rule
+        self.register_buffer("level", torch.tensor(0.0))
+
+    def macs(self) -> int:
+        return 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        norms = channel_norms(x.detach())
+        self._record(norms)
+        if self.rule == "mean":
+            limit = self.level * norms.mean(1, keepdim=True)
+        elif self.rule == "max":
+            limit = self.level * norms.amax(1, keepdim=True)
+        elif self.rule == "quantile":
+            limit = self.level
+        else:
+            limit = norms.topk(self.count, dim=1).values[:, -1:]
+        return (norms >= limit).to(x.dtype)
+
+
+class ChannelMask(nn.Module):
+    """feature [N, C, H, W] times mask [N, C].
+
+    ``keeps``: what of the unmasked feature a loss needs in training, its global mean ("pooled"), itself ("feature") or
+    nothing ("").
+    """
+
+    def __init__(self, keeps: Literal["", "pooled", "feature"] = "") -> None:
+        super().__init__()
+        self.keeps = keeps
+        self.pooled: Tensor | None = None
+        self.feature: Tensor | None = None
+
+    def forward(self, feature: Tensor, mask: Tensor) -> Tensor:
+        if not self.training:
+            return feature * mask.unsqueeze(2).unsqueeze(3)
+        if self.keeps == "pooled":
+            self.pooled = global_mean(feature)
+        elif self.keeps == "feature":
+            self.feature = feature
+        return channel_scale(feature, mask)
