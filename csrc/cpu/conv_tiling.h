@@ -19,13 +19,20 @@ struct DirectTiles {
   int usual_vectors;                   // of the tile that large layers use
   // Measured on Zen 4 and Zen 5 (per vector of the ISA).
   double fma_per_cycle, load_cycles /* unaligned */, broadcast_cycles, overlap_loss;
+  double weight_cycles;  // per channel and tile: weights come from beyond the first-level cache
 };
 
 constexpr DirectTiles direct_tiles(int lanes) {
-  return lanes == 16
-             ? DirectTiles{{7, 7, 7, 6, 5, 4, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1}, {8, 6, 4, 3, 2}, 3, 1.0, 1.5, 1.0, 0.03}
-         : lanes == 8 ? DirectTiles{{7, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1}, {}, 3, 2.0, 0.75, 0.5, 0.25}
-                      : DirectTiles{{6, 4, 3, 2, 1, 1, 1, 1}, {}, 2, 1.0, 0.75, 0.5, 0.25};
+  return lanes == 16  ? DirectTiles{{7, 7, 7, 6, 5, 4, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1},
+                                    {8, 6, 4, 3, 2},
+                                    3,
+                                    1.0,
+                                    1.5,
+                                    1.0,
+                                    0.03,
+                                    0.1}
+         : lanes == 8 ? DirectTiles{{7, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1}, {}, 3, 2.0, 0.75, 0.5, 0.25, 0.1}
+                      : DirectTiles{{6, 4, 3, 2, 1, 1, 1, 1}, {}, 2, 1.0, 0.75, 0.5, 0.25, 0.1};
 }
 
 // The most channels of a tile with so many vectors.
@@ -51,8 +58,8 @@ constexpr double tile_cycles(const DirectTiles& tiles, double channels, double v
   const double slower = multiply_adds > loads ? multiply_adds : loads;
   const double faster = multiply_adds > loads ? loads : multiply_adds;
   const double cycles = slower + tiles.overlap_loss * faster;
-  const double latency = 4.0;
-  return (cycles > latency ? cycles : latency) + 0.1 * channels;
+  const double latency = 5.0;
+  return (cycles > latency ? cycles : latency) + tiles.weight_cycles * channels;
 }
 
 // Cycles per tap and input of all outputs at `vectors` (full) vectors of positions.
@@ -77,26 +84,44 @@ struct DirectSplit {
 };
 
 constexpr DirectSplit split_positions(const DirectTiles& tiles, int channels, int vectors, bool half) {
+  constexpr int kFewVectors = 16;  // above, half a vector is not worth a special tile
+  double full[kMaxTileVectors + 2] = {}, with_half[kMaxHalfVectors + 1] = {};
+  for (int v = 1; v <= kMaxTileVectors && v <= vectors && v <= tiles.max_vectors[0]; ++v) {
+    full[v] = column_cycles(tiles, channels, v);
+  }
   DirectSplit best{};
-  for (int with_half = 0; with_half <= (half ? 1 : 0); ++with_half) {
-    for (int in_half = 0; in_half <= (with_half ? kMaxHalfVectors : 0) && in_half + with_half <= vectors; ++in_half) {
-      const int rest = with_half ? vectors - 1 - in_half : vectors;
-      for (int width = 1; width <= (rest ? kMaxTileVectors : 1); ++width) {
-        const int parts = ceil_div(rest, width);
-        // Balanced parts are `small` or `small + 1` wide.
-        const int small = parts ? rest / parts : 0;
-        const int wide = parts ? rest % parts : 0;
-        if (small + (wide ? 1 : 0) > tiles.max_vectors[0]) continue;
-        double cycles = with_half ? half_column_cycles(tiles, channels, in_half) : 0.0;
-        if (parts > wide) cycles += (parts - wide) * column_cycles(tiles, channels, small);
-        if (wide) cycles += wide * column_cycles(tiles, channels, small + 1);
-        if (best.cycles == 0.0 || cycles < best.cycles) {
-          best = DirectSplit{rest, parts, with_half == 1, in_half, cycles};
-        }
-      }
+  const auto consider = [&](int rest, bool half_tile, int in_half) {
+    for (int width = 1; width <= kMaxTileVectors; ++width) {
+      const int parts = ceil_div(rest, width);
+      // Balanced parts are `narrow` or `narrow + 1` wide.
+      const int narrow = parts ? rest / parts : 0;
+      const int wide = parts ? rest % parts : 0;
+      if (narrow + (wide ? 1 : 0) > tiles.max_vectors[0]) continue;
+      const double cycles =
+          (half_tile ? with_half[in_half] : 0.0) + (parts - wide) * full[narrow] + wide * full[narrow + 1];
+      if (best.cycles == 0.0 || cycles < best.cycles) best = DirectSplit{rest, parts, half_tile, in_half, cycles};
+      if (parts <= 1) break;
+    }
+  };
+  consider(vectors, false, 0);
+  if (half && vectors <= kFewVectors) {
+    for (int v = 0; v <= kMaxHalfVectors && v < vectors; ++v) {
+      with_half[v] = half_column_cycles(tiles, channels, v);
+      consider(vectors - 1 - v, true, v);
     }
   }
   return best;
+}
+
+// The multiplications of Winograd convolution: fewer vectors, aligned loads.
+constexpr int multiply_vectors(int lanes) { return lanes == 16 ? 4 : 3; }
+constexpr DirectTiles multiply_tiles(int lanes) {
+  DirectTiles tiles = direct_tiles(lanes);
+  for (int& most : tiles.max_vectors) most = most < multiply_vectors(lanes) ? most : multiply_vectors(lanes);
+  tiles.load_cycles = tiles.broadcast_cycles;
+  tiles.broadcast_cycles *= 0.95;  // of adjoining weights
+  tiles.weight_cycles = 0;
+  return tiles;
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ int32_t tile_elements(const WinogradShape& shape) { return (shape.m + 2) * (shap
 int64_t group_matrix(int64_t n_in, int64_t step) { return n_in * step + kChannelBlock; }
 
 WinogradSizes winograd_sizes(const WinogradShape& shape, WinogradWeights form) {
-  const TileGrid grid = tile_grid(shape.out, shape.m);
+  const TileGrid grid = tile_grid(shape.out, shape.m, kLanes);
   const size_t elements = static_cast<size_t>(tile_elements(shape));
   const size_t channels = static_cast<size_t>(channel_blocks(shape.out_channels)) * kChannelBlock * shape.in_channels;
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
@@ -46,7 +46,7 @@ void winograd_pack(const WinogradShape& shape, WinogradWeights form, const float
 }
 
 void winograd_input(const WinogradShape& shape, const ConvCall& call, int32_t first, int32_t last, float* v) {
-  const TileGrid grid = tile_grid(shape.out, shape.m);
+  const TileGrid grid = tile_grid(shape.out, shape.m, kLanes);
   const int64_t stride = matrix_stride(grid, call.n_in);
   for (int32_t i = first; i < last; ++i) {
     input_plane(grid, shape.out, shape.m, call.input[i], v + i * grid.stride, stride);
@@ -105,7 +105,7 @@ bool adjoin(const ConvCall& call, const Group& group) {
 
 void winograd_output(const WinogradShape& shape, WinogradWeights form, const float* packed, const float* v,
                      const ConvCall& call, int32_t first, int32_t last, float* thread_scratch) {
-  const TileGrid grid = tile_grid(shape.out, shape.m);
+  const TileGrid grid = tile_grid(shape.out, shape.m, kLanes);
   const int32_t elements = tile_elements(shape);
   const int64_t v_matrix = matrix_stride(grid, call.n_in), out_matrix = matrix_stride(grid, kGroup);
   float* products = thread_scratch;

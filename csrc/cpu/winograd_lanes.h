@@ -7,6 +7,8 @@
 namespace dynprune::cpu {
 namespace {
 
+constexpr int kSegmentKinds = kLanes == 16 ? 3 : 2;
+
 #if defined(__AVX512F__)
 
 DYNPRUNE_INLINE Vec permute2(Vec a, const int32_t (&index)[16], Vec b) {

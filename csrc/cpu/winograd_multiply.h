@@ -137,7 +137,7 @@ using MultiplyFn = void (*)(const Multiply&, const float* const*, const float*, 
 #define MULTIPLY_3(K) MULTIPLY_2(K), &multiply_tile<K, 3, Layout>
 #define MULTIPLY_4(K) MULTIPLY_3(K), &multiply_tile<K, 4, Layout>
 
-constexpr int kMultiplyVectors = 4;
+constexpr int kMultiplyVectors = multiply_vectors(kLanes);
 template <WeightLayout Layout>
 struct MultiplyTiles {
 #if defined(__AVX512F__)
@@ -147,19 +147,12 @@ struct MultiplyTiles {
       {MULTIPLY_1(13)}, {MULTIPLY_1(14)}, {MULTIPLY_1(15)}, {MULTIPLY_1(16)}};
 #else
   static constexpr MultiplyFn kTile[kChannelBlock][kMultiplyVectors] = {
-      {MULTIPLY_4(1)}, {MULTIPLY_4(2)}, {MULTIPLY_3(3)}, {MULTIPLY_3(4)},  {MULTIPLY_2(5)},  {MULTIPLY_2(6)},
+      {MULTIPLY_3(1)}, {MULTIPLY_3(2)}, {MULTIPLY_3(3)}, {MULTIPLY_3(4)},  {MULTIPLY_2(5)},  {MULTIPLY_2(6)},
       {MULTIPLY_1(7)}, {MULTIPLY_1(8)}, {MULTIPLY_1(9)}, {MULTIPLY_1(10)}, {MULTIPLY_1(11)}, {MULTIPLY_1(12)}};
 #endif
 };
 
-// The limits of the table above, with what conv_tiling.h needs to choose among them. Vectors of V are aligned.
-constexpr DirectTiles multiply_tiles() {
-  DirectTiles tiles = direct_tiles(kLanes);
-  for (int& most : tiles.max_vectors) most = most < kMultiplyVectors ? most : kMultiplyVectors;
-  tiles.load_cycles = tiles.broadcast_cycles;
-  return tiles;
-}
-constexpr DirectTiles kMultiplyTiles = multiply_tiles();
+constexpr DirectTiles kMultiplyTiles = multiply_tiles(kLanes);  // the limits of the table above
 
 // How often multiply_matrix calls a tile.
 inline int64_t multiply_calls(const DirectSplit& split, int n_out) {

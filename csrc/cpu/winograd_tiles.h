@@ -1,4 +1,5 @@
 // How the tiles of a map lie in the lanes of vectors, for Winograd convolution.
+// Pure arithmetic, shared by the kernels and by the cost model.
 //
 // The map is cut into tiles of m x m outputs, each computed from (m+2) x (m+2) inputs. Lanes are tiles:
 // - rows of more than kLanes / 2 tiles: tile (r, c) is lane r * columns + c. A row is transformed in segments of
@@ -9,52 +10,52 @@
 
 #include "conv_tiling.h"
 #include "kernels.h"
-#include "vec.h"
 
 namespace dynprune::cpu {
 namespace {
 
 constexpr int kChannelBlock = 16;  // output channels that adjoin in stored weights
 constexpr int kMinSegment = 4;
-constexpr int kSegmentKinds = kLanes == 16 ? 3 : 2;  // kLanes, kLanes / 2, ... kMinSegment
 
 struct TileGrid {
+  int32_t lanes;          // of a vector
   int32_t rows, columns;  // of tiles
-  int32_t segment;        // lanes of one tile row in a vector
-  int32_t segments;       // vectors per tile row (segment == kLanes), else 1
+  int32_t segment;        // lanes of one tile row in a vector: lanes, lanes / 2, ... kMinSegment
+  int32_t segments;       // vectors per tile row (segment == lanes), else 1
   int32_t vectors;        // that hold tiles
-  int64_t stride;         // floats of one matrix of tiles: vectors * kLanes, and room for surplus lanes
+  int64_t stride;         // floats of one matrix of tiles: vectors * lanes, and room for surplus lanes
 
-  int32_t rows_per_vector() const { return kLanes / segment; }
-  // Index of `segment` among the kinds.
-  int32_t kind() const { return segment == kLanes ? 0 : segment * 2 == kLanes ? 1 : 2; }
+  int32_t rows_per_vector() const { return lanes / segment; }
+  int32_t kind() const { return segment == lanes ? 0 : segment * 2 == lanes ? 1 : 2; }
   // First lane of the vector of a segment.
   int64_t lane(int32_t row, int32_t segment_index) const {
-    return segment == kLanes ? static_cast<int64_t>(row) * columns + segment_index * kLanes
-                             : static_cast<int64_t>(row) * segment;
+    return segment == lanes ? static_cast<int64_t>(row) * columns + segment_index * lanes
+                            : static_cast<int64_t>(row) * segment;
   }
   // True if the tile after the last lane of a segment matters: its first two columns end the last tile.
   bool needs_edge() const { return segments > 1 || columns == segment; }
+  // Vectors that are transformed, of each plane.
+  int32_t transforms() const { return ceil_div(rows, rows_per_vector()) * segments; }
 };
 
-inline TileGrid tile_grid(const PlaneShape& map, int32_t m) {
+inline TileGrid tile_grid(const PlaneShape& map, int32_t m, int32_t lanes) {
   TileGrid grid{};
+  grid.lanes = lanes;
   grid.rows = ceil_div(map.height, m);
   grid.columns = ceil_div(map.width, m);
-  grid.segment = kLanes;
+  grid.segment = lanes;
   while (grid.segment > kMinSegment && grid.columns * 2 <= grid.segment) grid.segment /= 2;
-  grid.segments = grid.segment == kLanes ? ceil_div(grid.columns, kLanes) : 1;
-  const int32_t last_row =
-      grid.segment == kLanes ? grid.rows - 1 : (grid.rows - 1) / grid.rows_per_vector() * grid.rows_per_vector();
-  const int64_t end = grid.lane(last_row, grid.segments - 1) + kLanes;  // of the last vector stored
-  const int64_t lanes = grid.segment == kLanes ? static_cast<int64_t>(grid.rows) * grid.columns : end;
-  grid.vectors = static_cast<int32_t>((lanes + kLanes - 1) / kLanes);
+  grid.segments = grid.segment == lanes ? ceil_div(grid.columns, lanes) : 1;
+  const int32_t last_row = (grid.rows - 1) / grid.rows_per_vector() * grid.rows_per_vector();
+  const int64_t end = grid.lane(last_row, grid.segments - 1) + lanes;  // of the last vector stored
+  const int64_t used = grid.segment == lanes ? static_cast<int64_t>(grid.rows) * grid.columns : end;
+  grid.vectors = static_cast<int32_t>((used + lanes - 1) / lanes);
   grid.stride = (end + 15) / 16 * 16;
   return grid;
 }
 
 // Bit i: is column `first` + i a pixel?
-DYNPRUNE_INLINE uint64_t column_bits(int32_t first, int32_t width) {
+inline uint64_t column_bits(int32_t first, int32_t width) {
   const uint64_t below = width - first >= 64 ? ~uint64_t{0} : width <= first ? 0 : (uint64_t{1} << (width - first)) - 1;
   return first < 0 ? below & (~uint64_t{0} << -first) : below;
 }

@@ -1,11 +1,13 @@
 // Times the convolution kernels, hot, on one thread, over the layers that matter:
 //
-//     conv_bench [--isa generic|avx2|avx512] [--layer SUBSTRING] [--rounds N] [--dense] [--cold]
+//     conv_bench [--isa generic|avx2|avx512] [--layer SUBSTRING] [--rounds N] [--dense] [--cold] [--minimum]
 //
 // --cold rotates through copies of the weights, 64 MB of them, so that they come from memory as in a large network.
 // Per layer and algorithm it prints microseconds of thread time (median of interleaved rounds), useful GFLOP/s
 // dense, their share of the multiply-add peak measured in the same run, and the time when only a share of the
-// inputs and outputs is live (random channels). "eff" is dense time times the share of the work, over the time.
+// inputs and outputs is live (random channels). "eff" is dense time times the share of the work, over the time. The
+// line "choice" says for each live share which of the algorithms the cost model picks between direct and each form
+// of Winograd, and how much slower than the better one the pick is. --minimum takes the best round, for a busy machine.
 #include <time.h>
 
 #include <algorithm>
@@ -14,6 +16,7 @@
 #include <functional>
 #include <string>
 
+#include "../cpu/conv_cost.h"
 #include "planar.h"
 
 namespace dynprune::cpu::testing {
@@ -49,6 +52,7 @@ PEAK(peak_generic, "sse2", 4, MUL_XMM)
 
 struct Isa {
   const char* name;
+  int32_t lanes;
   bool supported;
   void (*fill[3])(KernelTable&);
   double (*peak)();
@@ -118,14 +122,16 @@ struct Arena {
 };
 
 struct Timed {
-  Timed(std::string label, std::function<void()> body) : name(std::move(label)), run(std::move(body)) {}
+  Timed(std::string label, double cycles, std::function<void()> body)
+      : name(std::move(label)), estimate(cycles), run(std::move(body)) {}
   std::string name;
+  double estimate;  // cycles, conv_cost.h
   std::function<void()> run;
   int repeats = 1;
   std::vector<double> samples;
-  double median() {
+  double seconds(bool minimum) {
     std::sort(samples.begin(), samples.end());
-    return samples[samples.size() / 2];
+    return samples[minimum ? 0 : samples.size() / 2];
   }
 };
 
@@ -213,12 +219,14 @@ class Bench {
     std::vector<Timed> jobs;
     if (layer_.depthwise) {
       if (table_.conv_depthwise) {
-        jobs.push_back({"depthwise", [this, &l] { table_.conv_depthwise(direct_, direct_weights_.next(), l.call); }});
+        jobs.push_back(
+            {"depthwise", 0, [this, &l] { table_.conv_depthwise(direct_, direct_weights_.next(), l.call); }});
       }
       return jobs;
     }
-    jobs.push_back(
-        {"direct", [this, &l] { table_.conv_direct(direct_, direct_weights_.next(), l.call, 0, direct_.out.blocks); }});
+    jobs.push_back({"direct", direct_cycles(table_, direct_, l.call.n_in, l.call.n_out), [this, &l] {
+                      table_.conv_direct(direct_, direct_weights_.next(), l.call, 0, direct_.out.blocks);
+                    }});
     if (table_.has_winograd && layer_.kernel == 3 && layer_.stride == 1) {
       for (int32_t m : {4, 2}) {
         for (const auto form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
@@ -275,7 +283,7 @@ class Bench {
       table_.winograd_pack(w.shape, form, weights_.data(), packed.get());
       w.packed = copies(packed.get(), sizes.weights);
     }
-    jobs.push_back({name, [this, &l, &w, form] {
+    jobs.push_back({name, winograd_cycles(table_, w.shape, form, l.call.n_in, l.call.n_out), [this, &l, &w, form] {
                       table_.winograd_input(w.shape, l.call, 0, l.call.n_in, w.v.get());
                       table_.winograd_output(w.shape, form, w.packed.next(), w.v.get(), l.call, 0, l.call.n_out,
                                              w.scratch.get());
@@ -298,9 +306,10 @@ class Bench {
   std::vector<std::unique_ptr<Lists>> lists_;
 };
 
-void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_only, bool cold) {
+void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_only, bool cold, bool minimum) {
   KernelTable table{};
   table.isa = isa.name;
+  table.lanes = isa.lanes;
   for (const auto fill : isa.fill) {
     if (fill) fill(table);
   }
@@ -322,18 +331,31 @@ void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_on
     }
     measure(all, rounds);
     for (size_t i = 0; i < algorithms; ++i) {
-      const double dense = all[i].median();
+      const double dense = all[i].seconds(minimum);
       const double rate = bench.flops({100, 100}) / dense;
       std::printf("%-18s %-14s %9.1f %7.1f %5.1f%%", layer.name, all[i].name.c_str(), dense * 1e6, rate * 1e-9,
                   100 * rate / peak);
       for (size_t a = 1; a * algorithms < all.size(); ++a) {
-        const double seconds = all[a * algorithms + i].median();
+        const double seconds = all[a * algorithms + i].seconds(minimum);
         const double share = bench.flops(kActivities[a]) / bench.flops({100, 100});
         std::printf("  %9.1f %3.0f", seconds * 1e6, 100 * dense * share / seconds);
       }
       std::printf("\n");
-      std::fflush(stdout);
     }
+    for (size_t i = 1; i < algorithms; ++i) {
+      std::printf("%-18s direct or %-22s", layer.name, all[i].name.c_str());
+      for (size_t a = 0; a * algorithms < all.size(); ++a) {
+        Timed& direct = all[a * algorithms];
+        Timed& other = all[a * algorithms + i];
+        const double t0 = direct.seconds(minimum), t1 = other.seconds(minimum);
+        const bool pick_other = other.estimate < direct.estimate;
+        std::printf("  %s %+3.0f%% (%.2f %.2f)", pick_other ? "winograd" : "direct  ",
+                    100 * ((pick_other ? t1 : t0) / std::min(t0, t1) - 1), direct.estimate / t0 * 1e-9,
+                    other.estimate / t1 * 1e-9);
+      }
+      std::printf("\n");
+    }
+    std::fflush(stdout);
   }
 }
 
@@ -346,7 +368,7 @@ int main(int argc, char** argv) {
   const char* only_isa = nullptr;
   const char* only_layer = nullptr;
   int rounds = 9;
-  bool dense_only = false, cold = false;
+  bool dense_only = false, cold = false, minimum = false;
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--isa") && i + 1 < argc) {
       only_isa = argv[++i];
@@ -358,8 +380,11 @@ int main(int argc, char** argv) {
       dense_only = true;
     } else if (!std::strcmp(argv[i], "--cold")) {
       cold = true;
+    } else if (!std::strcmp(argv[i], "--minimum")) {
+      minimum = true;
     } else {
-      std::fprintf(stderr, "usage: conv_bench [--isa NAME] [--layer SUBSTRING] [--rounds N] [--dense] [--cold]\n");
+      std::fprintf(stderr,
+                   "usage: conv_bench [--isa NAME] [--layer SUBSTRING] [--rounds N] [--dense] [--cold] [--minimum]\n");
       return 2;
     }
   }
@@ -368,8 +393,12 @@ int main(int argc, char** argv) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const Isa isas[] = {
-      {"avx512", avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512}, peak_avx512},
-      {"avx2", avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}, peak_avx2},
+      {"avx512",
+       16,
+       avx512,
+       {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512},
+       peak_avx512},
+      {"avx2", 8, avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}, peak_avx2},
       {"generic",
        true,
        {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic},
@@ -377,7 +406,7 @@ int main(int argc, char** argv) {
   };
   for (const Isa& isa : isas) {
     if (isa.supported && (!only_isa || !std::strcmp(only_isa, isa.name))) {
-      bench_isa(isa, only_layer, rounds, dense_only, cold);
+      bench_isa(isa, only_layer, rounds, dense_only, cold, minimum);
     }
   }
   return 0;

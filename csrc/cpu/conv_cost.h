@@ -1,0 +1,97 @@
+// Estimated cycles of one convolution by each algorithm, as arithmetic on sizes and live counts. The executor picks
+// the cheaper one per layer and image; because nothing is measured at run time, neither the choice nor therefore
+// the result depends on the moment.
+//
+// Fitted on Zen 4 (csrc/tests/conv_bench.cc: minimum of many rounds, weights hot and cold) and checked against the
+// figures of Zen 5. What counts is the ratio of the algorithms: a core that is twice as wide halves them all.
+#pragma once
+
+#include "conv_tiling.h"
+#include "kernels.h"
+#include "winograd_tiles.h"
+
+namespace dynprune::cpu {
+namespace {
+
+// Weights beyond this many bytes do not stay in the second-level cache from one image to the next; they come at
+// this many bytes per cycle while the kernels compute.
+constexpr double kResidentWeights = 768 << 10;
+constexpr double kStreamBytes = 4.0;
+
+// Cycles of a kernel that computes for `cycles` and touches `bytes` of its `all` bytes of weights.
+constexpr double with_weights(double cycles, double bytes, double all) {
+  const double stream = all > kResidentWeights ? bytes / kStreamBytes : 0.0;
+  return cycles > stream ? cycles : stream;
+}
+
+// Expected number of blocks of `size` channels that hold one of `live` out of `channels`, were they random.
+constexpr double blocks_touched(int32_t channels, int32_t live, int size) {
+  const double dead = 1.0 - static_cast<double>(live) / channels;
+  double none = 1.0;
+  for (int i = 0; i < size; ++i) none *= dead;
+  return (1.0 - none) * ceil_div(channels, size);
+}
+
+inline double direct_cycles(const KernelTable& table, const DirectShape& shape, int32_t live_in, int32_t live_out) {
+  if (live_out <= 0) return 0;
+  const PlaneShape& out = shape.out;
+  const int64_t end = static_cast<int64_t>(out.height - 1) * out.pitch + out.width;
+  const int vectors = static_cast<int>((end + table.lanes - 1) / table.lanes);
+  const bool half = table.lanes == 16 && (end - 1) % 16 < 8;
+  const DirectTiles tiles = direct_tiles(table.lanes);
+  const DirectSplit split = split_positions(tiles, live_out, vectors, half);
+  const double per_output = 4.0;  // epilogue and store of a vector
+  const double per_tile = 40.0;   // set-up of outputs * vectors / tile size
+  const double start = 300.0;
+  const double tile_count = static_cast<double>(live_out) * vectors / (8 * tiles.usual_vectors) + 1;
+  const double cycles = static_cast<double>(shape.taps) * live_in * split.cycles + per_output * live_out * vectors +
+                        per_tile * tile_count + start;
+  const double row = static_cast<double>(shape.taps) * sizeof(float);  // of one input in the weights of an output
+  const double line = row < 64 ? 64 : row;
+  const double lines_of_row = shape.in_channels * row / line;
+  const double lines = lines_of_row < live_in ? lines_of_row : live_in;
+  return with_weights(cycles, live_out * lines * line, row * shape.in_channels * shape.out_channels);
+}
+
+// Cycles of the transforms of one vector of tiles, or of 16 weights.
+struct TransformCycles {
+  double input[3];  // by TileGrid::kind()
+  double output[3];
+  double weights;
+};
+constexpr TransformCycles transform_cycles(int lanes, int32_t m) {
+  return lanes == 16 ? m == 4 ? TransformCycles{{265, 320, 400}, {255, 215, 260}, 137}
+                              : TransformCycles{{85, 145, 200}, {78, 80, 140}, 68}
+         : m == 4    ? TransformCycles{{180, 235, 235}, {205, 225, 225}, 155}
+                     : TransformCycles{{60, 90, 90}, {57, 70, 70}, 70};
+}
+
+inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
+                              int32_t live_in, int32_t live_out) {
+  if (live_out <= 0) return 0;
+  const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
+  const DirectTiles tiles = multiply_tiles(table.lanes);
+  const TransformCycles transform = transform_cycles(table.lanes, shape.m);
+  const double elements = (shape.m + 2) * (shape.m + 2);
+  const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
+  // Live outputs are multiplied in groups; how many tiles they make up.
+  const bool on_the_fly = form == WinogradWeights::kOnTheFly;
+  const int group = live_out < kChannelBlock ? live_out : kChannelBlock;
+  const DirectSplit split = split_positions(tiles, group, grid.vectors, false);
+  const double groups = static_cast<double>(live_out) / group;
+  const double per_call = 40.0;  // of one register tile
+  const double per_store = 2.0;  // of a vector of products
+  const double start = 1000.0;
+  double cycles =
+      start + (transform.input[grid.kind()] * live_in + transform.output[grid.kind()] * live_out) * grid.transforms();
+  cycles += elements * groups * (live_in * split.cycles + per_call * split.parts * 2) +
+            elements * per_store * live_out * grid.vectors;
+  if (on_the_fly) cycles += transform.weights * live_in * blocks;
+  const double raw = 9 * kChannelBlock * sizeof(float), transformed = elements * kChannelBlock * sizeof(float);
+  const double bytes = on_the_fly ? raw : transformed;
+  return with_weights(cycles, bytes * live_in * blocks,
+                      bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock));
+}
+
+}  // namespace
+}  // namespace dynprune::cpu
