@@ -87,7 +87,7 @@ def _gate_names(activity: Activity, gone: Set) -> list[str]:
 
 def _source_names(activity: Activity, numbers: set[int]) -> list[str]:
     sources = [activity.sets.sources[number] for number in sorted(numbers)]
-    return list(dict.fromkeys(v.producer.name if v.producer is not None else v.name for v in sources))
+    return sorted({v.producer.name if v.producer is not None else v.name for v in sources})
 
 
 def _why_outputs(activity: Activity, node: Node) -> str:
@@ -95,17 +95,15 @@ def _why_outputs(activity: Activity, node: Node) -> str:
     if node.op == "linear":
         return "outputs computed"
     outputs = set(activity.graph.outputs)
+    pooled = node.outputs[1:]
     value = node.output
     # Follow the map through the operators that keep channels apart, until its demand splits or ends.
     while True:
-        late = activity.demand.reactive.get(value)
-        if late:
-            return f"outputs not skippable: the gate {_listed(_source_names(activity, late))} reads this map"
+        uses = activity.demand.released.get(value, [])
         if value in outputs:
             return f"outputs not skippable: {value.name} is an output of the model"
-        uses = activity.demand.released.get(value, [])
-        if len(uses) != 1:
-            return _split_demand(activity, uses)
+        if len(uses) != 1 or pooled or activity.demand.reactive.get(value):
+            return _split_demand(activity, value, pooled, uses)
         reader = uses[0][0]
         if reader.op == "conv2d" and reader.inputs[0] is not value:  # passes on as the residual
             return "outputs not skippable: no gate between this map and the residual sum"
@@ -113,19 +111,24 @@ def _why_outputs(activity: Activity, node: Node) -> str:
             return f"outputs not skippable: no gate before {reader.name} reads them"
         if reader.op not in element_moves.STRUCTURAL and operator(reader.op).channels is Channels.MIXING:
             return f"outputs not skippable: {reader.name} ({reader.op}) reads all channels"
-        value = reader.output
+        value, pooled = reader.output, []
 
 
-def _split_demand(activity: Activity, uses: list[tuple[Node, Set]]) -> str:
-    gated = [released for _, released in uses if (released > TRUE).any()]
-    keeping = [reader for reader, released in uses if not (released > TRUE).any()]
-    if not uses:
-        return "outputs not skippable: nothing reads them"
-    readers = ", ".join(dict.fromkeys(f"{reader.name} ({reader.op})" for reader in keeping[:MAX_NAMES]))
-    if gated and keeping:
+def _split_demand(activity: Activity, value: Value, pooled: list[Value], uses: list[tuple[Node, Set]]) -> str:
+    """Why a map with these pooled sums and these readers is needed."""
+    wanted = set(activity.demand.reactive.get(value, ()))
+    for _, released in uses:
+        wanted |= activity.sets.source_numbers(released)
+    reading = {number for v in (value, *pooled) for number in activity.demand.sources_reading(v)}
+    if wanted & reading:
+        return f"outputs not skippable: the gate {_listed(_source_names(activity, wanted & reading))} reads this map"
+    keeping = [f"{reader.name} ({reader.op})" for reader, released in uses if not varies(released)]
+    keeping += [v.name for v in pooled]
+    readers = ", ".join(dict.fromkeys(keeping[:MAX_NAMES]))
+    if wanted and keeping:
         return f"outputs not skippable: {readers} reads the ungated map"
     if not keeping:
-        return "outputs not skippable: their readers are never idle together"
+        return f"outputs not skippable: {'their readers are never idle together' if uses else 'nothing reads them'}"
     return f"outputs not skippable: no gate before {readers} reads them"
 
 

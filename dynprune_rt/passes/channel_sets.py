@@ -27,6 +27,9 @@ MAX_ATOMS = 8
 MAX_COPIES = 4
 MAX_JOINED = 2
 
+#: See `ChannelSets.likely`.
+LEAST_SHARE = 1 / 8
+
 FALSE = 0
 TRUE = 1
 
@@ -157,6 +160,18 @@ class ChannelSets:
             return self._make(tuple(atoms), table)
 
         return self._map(restrict, a) if forbidden else a
+
+    def likely(self, a: Set) -> Set:
+        """The set without formulas that hold for few images: less than `LEAST_SHARE` if atoms were coin tosses.
+
+        A chain of many gates that all have to be closed costs more mask arithmetic than it saves.
+        """
+
+        def keep(formula: int) -> int:
+            rows = 1 << len(self._atoms[formula])
+            return formula if self._tables[formula].bit_count() >= LEAST_SHARE * rows else FALSE
+
+        return self._map(keep, a)
 
     def conj_over(self, a: Set, axis: int) -> Set:
         """Conjunction over one dimension, which is kept with size 1."""

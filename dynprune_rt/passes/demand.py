@@ -54,6 +54,10 @@ class Demand:
         """True if the value is a map whose gone channels are really left out."""
         return _can_be_masked(value) and bool((self.gone[value] > TRUE).any())
 
+    def sources_reading(self, value: Value) -> set[int]:
+        """Sources that are computed from a value."""
+        return self._order.below(value)
+
     def _require(self, value: Value, dead: Set) -> None:
         before = self._dead.get(value)
         self._dead[value] = dead if before is None else self._sets.conj(before, dead)
@@ -90,9 +94,9 @@ class Demand:
         return np.full((1,) * (value.type.rank - 1), TRUE, np.int64) if dead is None else dead
 
     def _schedulable(self, gone: Set, below: int) -> tuple[Set, set[int]]:
-        """The part of a mask that can be known before a node runs, and the sources that cannot."""
+        """The part of a mask that can be known before a node runs (and is worth it), and the sources that cannot."""
         late = self._order.conflicts(self._sets.source_numbers(gone), below)
-        gone = self._sets.without(gone, late)
+        gone = self._sets.likely(self._sets.without(gone, late))
         self._order.constrain(self._sets.source_numbers(gone), below)
         return gone, late
 
@@ -230,6 +234,11 @@ class _ScheduleOrder:
             if operand is not None:
                 self._below[operand] = self._below.get(operand, 0) | below
         return below
+
+    def below(self, value: Value) -> set[int]:
+        """Numbers of the sources that a value leads to by data alone."""
+        bits = self._below.get(value, 0)
+        return {number for number in range(len(self._above)) if bits >> number & 1}
 
     def conflicts(self, wanted: Iterable[int], below: int) -> set[int]:
         """Those of the wanted sources that could not be computed before the node."""

@@ -102,8 +102,9 @@ class GateZeros:
                 single = node.attrs["mode"] == "nearest" and _first(node).type.shape[2:] == (1, 1)
                 return self.of(_first(node)) if single else None
             case "mul":
-                binary = [self._facts.range(v).binary for v in node.inputs if v is not None]
-                return self._joined(node, union=True) if all(binary) else None
+                # Other products may underflow to zero.
+                exact = [self._graph.is_constant(v) or self._facts.range(v).binary for v in node.inputs if v]
+                return self._joined(node, union=True) if all(exact) else None
             case "scatter":
                 return self._scatter(node)
             case "where":

@@ -17,6 +17,9 @@ from dynprune_rt.passes.channel_sets import FALSE, TRUE, ChannelSets, Set, cofac
 #: More runs of channels with different formulas than this are gathered by one permutation.
 MAX_RUNS = 8
 
+#: In place of an element: any will do.
+FREE = -1
+
 
 @dataclass(frozen=True)
 class _Leaf:
@@ -51,10 +54,7 @@ class MaskWriter:
         return self._masks[key]
 
     def _write(self, live: Set) -> Value:
-        varying = np.nonzero(live > TRUE)[0]
-        # A fixed channel borrows the formula of its neighbour and is set right afterwards.
-        nearest = varying[np.clip(np.searchsorted(varying, np.arange(len(live)), side="right") - 1, 0, None)]
-        mask = self._varying(live[nearest])
+        mask = self._varying(live)
         if (live == TRUE).any():
             mask = self._builder.op("logical_or", mask, self._constant(live == TRUE), name=self._stem(mask))
         if (live == FALSE).any():
@@ -62,7 +62,11 @@ class MaskWriter:
         return mask
 
     def _varying(self, live: Set) -> Value:
-        described = [self._sets.describe(int(formula)) for formula in live]
+        # A fixed channel joins the group of its neighbour, with free elements; it is set right afterwards.
+        varying = np.nonzero(live > TRUE)[0]
+        nearest = varying[np.clip(np.searchsorted(varying, np.arange(len(live)), side="right") - 1, 0, None)]
+        described = [self._sets.describe(int(formula)) for formula in live[nearest]]
+        fixed = live <= TRUE
         kinds = [(table, tuple(source for source, _ in atoms)) for atoms, table in described]
         starts = [i for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
         runs = [list(range(a, b)) for a, b in zip(starts, [*starts[1:], len(kinds)], strict=True)]
@@ -73,11 +77,12 @@ class MaskWriter:
             runs = list(by_kind.values())
         parts = []
         for run in runs:
-            atoms = [described[channel][0] for channel in run]
+            table, sources = kinds[run[0]]
             leaves = tuple(
-                _Leaf(column[0][0], tuple(element for _, element in column)) for column in zip(*atoms, strict=True)
+                _Leaf(source, tuple(FREE if fixed[c] else described[c][0][position][1] for c in run))
+                for position, source in enumerate(sources)
             )
-            parts.append(self._group(kinds[run[0]][0], leaves))
+            parts.append(self._group(table, leaves))
         if len(parts) == 1:
             return self._arranged(parts[0], runs[0])
         joined: Value = self._builder.op("cat", *parts, attrs={"dim": 1}, name=self._stem(parts[0]))
@@ -143,14 +148,14 @@ class MaskWriter:
         return literal
 
     def _select(self, bits: Value, elements: tuple[int, ...]) -> Value:
-        if elements == tuple(range(bits.type.channels)):
+        if len(elements) == bits.type.channels and all(e in (c, FREE) for c, e in enumerate(elements)):
             return bits
         name = self._stem(bits)
         selected: Value
         if bits.type.channels == 1:
             selected = self._builder.op("expand", bits, attrs={"shape": (BATCH, len(elements))}, name=name)
         else:
-            index = self._builder.constant("mask.channels", np.array(elements, np.int64))
+            index = self._builder.constant("mask.channels", np.maximum(np.array(elements, np.int64), 0))
             selected = self._builder.op("index_select", bits, index, attrs={"dim": 1}, name=name)
         return selected
 

@@ -129,6 +129,8 @@ def _node_range(node: Node, operands: list[Range]) -> Range:
             if kind == "mean":
                 return Range(x.lo, x.hi)
             return NONNEGATIVE if x.nonnegative or kind not in ("sum", "prod") else ANY
+        case "interpolate" if node.attrs["mode"] == "nearest":
+            return operands[0]
         case "adaptive_avg_pool2d" | "interpolate":
             return Range(operands[0].lo, operands[0].hi)
         case "avg_pool2d":
