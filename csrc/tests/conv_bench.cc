@@ -400,6 +400,7 @@ int main(int argc, char** argv) {
        peak_avx512},
       {"avx2", 8, avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}, peak_avx2},
       {"generic",
+       4,
        true,
        {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic},
        peak_generic},
