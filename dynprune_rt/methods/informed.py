@@ -1,10 +1,10 @@
 """Starting gates from the pretrained network instead of from noise.
 
 The published initialisations (Kaiming weights, bias 1) multiply a pretrained network's features by random numbers,
-layer after layer: its first loss is that of a destroyed network. Here a ridge regression predicts each channel's relative
-energy from the pooled input; the gate starts as 1 plus damped parts of it, and the batch norm before the mask is
-divided by the gate's mean, so that the gated network starts as the dense one. Undamped, a loud channel would be scaled
-up at every gate without end.
+layer after layer: its first loss is that of a destroyed network. Here a ridge regression predicts each channel's
+relative energy from the pooled input; the gate starts as 1 plus damped parts of it, and the batch norm before the
+mask is divided by the gate's mean, so that the gated network starts as the dense one. Undamped, a loud channel would
+be scaled up at every gate without end.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -68,6 +68,7 @@ def train(
     calibration: Calibration | None = None,
     validation: Iterable[tuple[Tensor, Tensor]] | None = None,
     teacher: nn.Module | None = None,
+    start: Mapping[str, Tensor] | None = None,
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
     progress: Progress | None = None,
@@ -77,6 +78,7 @@ def train(
     calibration: batches of training images, not augmented, that methods score channels and set gates with (default:
     the loader's first three). validation: batches whose accuracy is logged per epoch; never test images.
     teacher: network to distil from (default: the model as given); off with ``settings.distillation=0``.
+    start: weights of an earlier run of the same method and structure, to go on from with a new schedule.
     device: default CUDA where there is one, else the CPU. folder: keeps ``checkpoint.pt`` (written after every epoch;
     a run whose folder holds one continues it, to the same weights as without the interruption) and ``log.jsonl``.
     progress: called with (steps done, steps in all, a text).
@@ -110,6 +112,8 @@ def train(
         student.load_state_dict(saved["model"])
     else:
         student = method.prepare(traced, batches, classes)
+        if start is not None:
+            _load_start(student, start)
     loop = _Loop(student, method, settings, len(loader), target, guide, classes)
     history: list[dict[str, Any]] = []
     if saved is not None:
@@ -259,6 +263,17 @@ class _Loop:
         self.optimizer.step()
         right = (logits.detach().argmax(1) == labels).float().mean()
         return {"loss": task, "penalty": extra, "accuracy": float(right)}
+
+
+def _load_start(model: nn.Module, start: Mapping[str, Tensor]) -> None:
+    """Load parameters and statistics; only thresholds and counters may be missing. Raises TrainingError otherwise."""
+    try:
+        missing, unknown = model.load_state_dict(start, strict=False)
+    except RuntimeError as error:
+        raise TrainingError(f"the start weights do not fit: {error}") from None
+    missing = [name for name in missing if not name.endswith(("num_batches_tracked", ".threshold", ".level"))]
+    if missing or unknown:
+        raise TrainingError(f"the start weights do not fit: missing {missing[:5]}, unknown {list(unknown)[:5]}")
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
