@@ -73,7 +73,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.list:
         for name, recipe in RECIPES.items():
-            print(f"{name:<40} {recipe.arch} {recipe.method} to {recipe.target:.0%}, {recipe.settings.epochs} epochs")
+            print(f"{name:<40} {recipe.arch} {recipe.method} to {recipe.target}, {recipe.settings.epochs} epochs")
         return 0
     try:
         unknown = [name for name in args.names if name not in RECIPES]

@@ -34,7 +34,7 @@ class Recipe:
 
     arch: str
     method: str
-    target: float
+    target: float | None
     weights: str
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: methods.Settings = field(default_factory=methods.Settings)
