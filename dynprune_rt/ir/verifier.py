@@ -101,7 +101,10 @@ def _check_node(graph: Graph, node: Node, where: str) -> None:
     if [v.type for v in node.outputs] != list(types):
         found = [str(v.type) for v in node.outputs]
         raise VerificationError(f"{where}: outputs are {found}, inferred {[str(t) for t in types]}")
-    for position in row.constant_operands:
+    fixed = set(row.constant_operands)
+    if node.op == "conv2d" and len(node.inputs) > 4 and node.inputs[4] is not None and not node.inputs[4].type.batched:
+        fixed.add(4)  # a shift is a constant, or one vector per image
+    for position in sorted(fixed):
         operand = node.inputs[position] if position < len(node.inputs) else None
         if operand is not None and not graph.is_constant(operand):
             raise VerificationError(f"{where}: operand {position} ({operand.name!r}) has to be a constant")

@@ -102,7 +102,11 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     if winograd_m:
         form = _winograd_form(weights, winograd_m, _size(y))
         recorder.winograd_sites.append((x.type.channels, out_channels, winograd_m, out, form))
-    bias_flat, shift_flat = (None if v is None else recorder.constant_vector(v, out_channels) for v in (bias, shift))
+    bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
+    if shift is None or shift.type.batched:
+        shift_flat = None if shift is None else recorder.as_flat(shift)
+    else:
+        shift_flat = recorder.constant_vector(shift, out_channels)
     gate_flat = None if gate is None else recorder.as_flat(gate)
     residual_live = None if residual is None else recorder.mask_flat(residual.live)
     pool_flats = [recorder.new_flat(v) for v in node.outputs[1:]]
@@ -134,7 +138,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             macs_per_pair=macs_per_pair,
         ),
         LayerFacts(node.name, "conv2d", x.type.channels, out_channels, macs_per_pair * math.prod(weights.shape[:2])),
-        reads=[source, residual_view, gate_flat, residual_live],
+        reads=[source, residual_view, gate_flat, shift_flat, residual_live],
         writes=[out, *pool_flats],
     )
     return True

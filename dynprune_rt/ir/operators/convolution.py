@@ -46,7 +46,10 @@ def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     out = TensorType("f32", (x.shape[0], out_channels, *size))
     per_channel = TensorType("f32", (x.shape[0], out_channels))
     rules.require_vector(bias, out_channels, "the bias")
-    rules.require_vector(shift, out_channels, "the shift")
+    if shift is None or not shift.batched:
+        rules.require_vector(shift, out_channels, "the shift")
+    elif shift != per_channel:
+        raise ValueError(f"the shift is {shift}, expected f32[{out_channels}] or {per_channel}")
     if gate is not None and gate != per_channel:
         raise ValueError(f"the gate is {gate}, expected {per_channel}")
     if residual is not None and residual != out:
@@ -80,7 +83,7 @@ def finish(v: np.ndarray, arrays: Arrays, attrs: Attrs) -> np.ndarray:
     if gate is not None:
         v = v * gate[:, :, None, None]
     if shift is not None:
-        v = v + shift[:, None, None]
+        v = v + shift[..., None, None]
     if residual is not None:
         v = v + residual
     return clamp(v, attrs["outer"])
@@ -112,7 +115,7 @@ register(
             "outer": Attribute(interval, UNBOUNDED),
             "pools": Attribute(choices(*SPATIAL_REDUCTIONS), ()),
         },
-        constant_operands=frozenset({1, 2, 4}),
+        constant_operands=frozenset({1, 2}),
     )
 )
 

@@ -14,8 +14,6 @@ from dynprune_rt.ir.operators import OPERATORS
 from dynprune_rt.ir.types import TensorType
 from python_tests.ir.operators.case import Case, check_against_torch, constants, random
 
-CONSTANTS = constants(1, 2, 4)
-
 
 def torch_conv(attrs):
     """conv2d with its epilogue, spelled out in torch."""
@@ -35,7 +33,7 @@ def torch_conv(attrs):
         if gate is not None:
             v = v * gate[:, :, None, None]
         if shift is not None:
-            v = v + shift[:, None, None]
+            v = v + shift[..., None, None]
         if residual is not None:
             v = v + residual
         v = v.clamp(*attrs.get("outer", (-math.inf, math.inf)))
@@ -45,8 +43,8 @@ def torch_conv(attrs):
     return run
 
 
-def conv(label, inputs, **attrs):
-    return Case("conv2d", inputs, torch_conv(attrs), attrs, CONSTANTS, label, atol=1e-5)
+def conv(label, inputs, constant=(1, 2, 4), **attrs):
+    return Case("conv2d", inputs, torch_conv(attrs), attrs, constants(*constant), label, atol=1e-5)
 
 
 X = random(2, 6, 9, 8)
@@ -59,6 +57,7 @@ CASES = [
     conv("groups", [X, random(4, 3, 3, 3)], groups=2),
     conv("depthwise", [X, random(12, 1, 3, 3)], groups=6, dilation=(2, 2)),
     conv("gate", [X, random(4, 6, 3, 3), random(4), GATE], inner=(0.0, math.inf)),
+    conv("shift per image", [X, random(4, 6, 3, 3), None, GATE, random(2, 4, seed=5)], constant=(1, 2)),
     conv("shift", [X, random(4, 6, 3, 3), None, GATE, random(4, seed=5)], outer=(0.0, 6.0)),
     conv(
         "everything",
@@ -107,7 +106,7 @@ def test_any_geometry(channels, groups, size, kernel, stride, dilation, padding)
     weight = random(channels[1] * groups, channels[0], *kernel)
     attrs = {"groups": groups, "stride": stride, "dilation": dilation, "padding": padding}
     fits = all(size[i] + padding[i] + padding[i + 2] > dilation[i] * (kernel[i] - 1) for i in range(2))
-    case = Case("conv2d", [x, weight], torch_conv(attrs), attrs, CONSTANTS, atol=1e-5)
+    case = Case("conv2d", [x, weight], torch_conv(attrs), attrs, constants(1), atol=1e-5)
     if fits:
         check_against_torch(case)
     else:
@@ -137,7 +136,8 @@ VECTOR = TensorType("f32", (4,))
         ([MAP, VECTOR], {}, "the weight is"),
         ([MAP, WEIGHT, TensorType("f32", (5,))], {}, "the bias is"),
         ([MAP, WEIGHT, None, VECTOR], {}, "the gate is"),
-        ([MAP, WEIGHT, None, None, TensorType("f32", (-1, 4))], {}, "the shift is"),
+        ([MAP, WEIGHT, None, None, TensorType("f32", (-1, 3))], {}, "the shift is"),
+        ([MAP, WEIGHT, None, None, TensorType("f32", (3,))], {}, "the shift is"),
         ([MAP, WEIGHT, None, None, None, MAP], {}, "the residual is"),
         ([MAP, None], {}, "operand 1 is missing"),
         ([MAP], {}, "takes 2 to 6 operands, got 1"),
