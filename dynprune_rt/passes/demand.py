@@ -83,11 +83,11 @@ class Demand:
             unsummed = self._sets.disj(self.gone[node.output], self._states.gated_sums[node].zero)
             unsummed = np.broadcast_to(unsummed[:, 0, 0], (node.output.type.channels,))
             self.unsummed[node], _ = self._schedulable(unsummed, below)
-        for slot, value in enumerate(node.inputs):
-            if value is not None and value.type.batched:
-                released = self._release(node, slot, value)
-                self._require(value, released)
-                self.released.setdefault(value, []).append((node, released))
+        for slot, operand in enumerate(node.inputs):
+            if operand is not None and operand.type.batched:
+                released = self._release(node, slot, operand)
+                self._require(operand, released)
+                self.released.setdefault(operand, []).append((node, released))
 
     def _dead_of(self, value: Value) -> Set:
         dead = self._dead.get(value)
@@ -184,7 +184,7 @@ class Demand:
         weight = node.inputs[1]
         assert weight is not None
         out_channels, groups = weight.type.shape[0], node.attrs["groups"]
-        if slot == 3:  # the gate vector
+        if slot in (3, 4):  # gate and shift, [N, K]
             return gone[:, 0, 0]
         if slot == 5:  # the residual
             return gone

@@ -70,7 +70,7 @@ def forward(graph: Graph, node: Node, facts: Sequence[np.ndarray], fill: float) 
         case "reshape":
             return reshape(fact, x.type.shape[1:], node.output.type.shape[1:])
         case "permute":
-            return fact.transpose([d - 1 for d in node.attrs["dims"][1:]])
+            return np.transpose(fact, [d - 1 for d in node.attrs["dims"][1:]])
         case "expand":
             return fact
         case "slice":
@@ -123,8 +123,7 @@ def backward(
         case "reshape":
             return reshape(fact, node.output.type.shape[1:], size)
         case "permute":
-            inverse = np.argsort([d - 1 for d in node.attrs["dims"][1:]])
-            return fact.transpose(inverse)
+            return np.transpose(fact, np.argsort([d - 1 for d in node.attrs["dims"][1:]]))
         case "expand":
             for axis, d in enumerate(size):
                 if d == 1:

@@ -89,8 +89,9 @@ def _as_affine(graph: Graph, node: Node, axis: int) -> _Affine | None:
     position = 1 - node.inputs.index(x)
     operand = node.inputs[position]
     assert operand is not None
-    array = _wide(graph, operand).reshape((1,) * (x.type.rank - operand.type.rank) + operand.type.shape)
-    if any(d != 1 for i, d in enumerate(array.shape) if i != axis):
+    shape = (1,) * (x.type.rank - operand.type.rank) + operand.type.shape
+    array = _wide(graph, operand)
+    if any(d != 1 for i, d in enumerate(shape) if i != axis):
         return None
     vector = np.broadcast_to(array.reshape(-1), (size,))
     one, zero = np.ones(size), np.zeros(size)

@@ -139,17 +139,16 @@ class _Fusion:
         return self._graph.is_constant(value) and not self._graph.constant(value).any()
 
     def _shift_operand(self, node: Node, x: Value) -> Value | None:
-        """A constant [K] that the node adds to x."""
+        """A vector that the node adds to x: a constant [K], or [N, K, 1, 1] where it differs per image."""
         if node.op != "add":
             return None
         other = next((v for v in node.inputs if v is not x), None)
         if other is None or not self._graph.is_constant(other):
+            return None if other is None else _per_channel(other)
+        shape = (1,) * (4 - other.type.rank) + other.type.shape
+        if shape[0] != 1 or shape[2:] != (1, 1):
             return None
-        array = self._graph.constant(other)
-        array = array.reshape((1,) * (4 - array.ndim) + array.shape)
-        channels = x.type.channels
-        if array.shape[0] != 1 or array.shape[2:] != (1, 1):
-            return None
+        array, channels = self._graph.constant(other), x.type.channels
         return self._builder.constant(f"{node.name}.shift", np.broadcast_to(array.reshape(-1), (channels,)).copy())
 
     def _residual_sum(self, chain: _Chain) -> Node | None:
@@ -178,7 +177,10 @@ class _Fusion:
         conv = chain.conv
         bias = conv.inputs[2] if len(conv.inputs) > 2 else None
         gate = None if chain.gate is None else self._gate_vector(*chain.gate, conv.output.type.channels)
-        inputs = [*conv.inputs[:2], bias, gate, chain.shift, chain.residual]
+        shift = chain.shift
+        if shift is not None and shift.type.batched:
+            shift = self._gate_vector(shift, False, conv.output.type.channels)
+        inputs = [*conv.inputs[:2], bias, gate, shift, chain.residual]
         while inputs[-1] is None:
             inputs.pop()
         conv.inputs = inputs

@@ -170,7 +170,7 @@ class GateZeros:
                 seen += [u for u in v.producer.inputs if u is not None]
         softs = [v for v in seen if seen.count(v) > 1 and v is not hard]
         ranges = [self._facts.range(v) for v in softs]
-        return bool(ranges) and all(-1.0 <= r.lo and r.hi <= 1.0 for r in ranges)
+        return bool(ranges) and all(r.lo >= -1.0 and r.hi <= 1.0 for r in ranges)
 
     def _comparison(self, node: Node) -> Set | None:
         """A comparison of a binary mask, or of anything with zero, with a constant."""

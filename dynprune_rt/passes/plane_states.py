@@ -245,7 +245,7 @@ class PlaneStates:
 
     def _conv2d(self, node: Node) -> PlaneState | None:
         x, weight = _present(node.inputs[0]), _present(node.inputs[1])
-        _, _, _, gate, shift, residual = [*node.inputs, *[None] * (6 - len(node.inputs))]
+        gate, shift, residual = ([*node.inputs, *[None] * 6][i] for i in (3, 4, 5))
         groups, out_channels = node.attrs["groups"], weight.type.shape[0]
         zeros = np.broadcast_to(over_space(self._states[x].zero, self._sets)[:, 0, 0], (x.type.shape[1],))
         used = self._weights.of(weight)
@@ -261,9 +261,12 @@ class PlaneStates:
             closed = self.gate_vector_zeros(gate).reshape(per_plane)
             state = _merge(self._sets.disj(closed, state.zero), _unknown(node.output.type))
         self.gated_sums[node] = state
-        if shift is not None:
-            offset = self._graph.constant(shift).reshape(per_plane)
-            state = _finite(state.known, state.level + offset)
+        if shift is not None and shift.type.batched:
+            closed = self.gate_vector_zeros(shift).reshape(per_plane)
+            added = self._pointwise("add", {}, [state, PlaneState(closed, np.zeros(per_plane, np.float32))])
+            state = added if added is not None else _unknown(node.output.type)
+        elif shift is not None:
+            state = _finite(state.known, state.level + self._graph.constant(shift).reshape(per_plane))
         if residual is not None:
             added = self._pointwise("add", {}, [state, self._states[residual]])
             state = added if added is not None else _unknown(node.output.type)

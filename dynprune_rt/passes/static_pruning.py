@@ -124,8 +124,8 @@ class _Kept:
     @staticmethod
     def _is_gone(activity: Activity, value: Value) -> np.ndarray:
         gone = (activity.demand.gone[value] == TRUE) | (activity.states.of(value).zero == TRUE)
-        gone = gone.all(axis=tuple(range(1, gone.ndim)))
-        return np.broadcast_to(gone, (value.type.channels,)).copy()
+        per_channel = np.asarray(gone.all(axis=tuple(range(1, gone.ndim))))
+        return np.broadcast_to(per_channel, (value.type.channels,)).copy()
 
     def of(self, value: Value) -> np.ndarray:
         return self._keep[value]
@@ -192,7 +192,7 @@ class _Kept:
     def _agree_conv2d(self, node: Node) -> None:
         x, weight, *_ = node.inputs
         assert x is not None and weight is not None
-        gate, residual = ([*node.inputs, *[None] * 6][i] for i in (3, 5))
+        gate, shift, residual = ([*node.inputs, *[None] * 6][i] for i in (3, 4, 5))
         if node.attrs["groups"] > 1:
             if weight.type.shape[:2] == (x.type.channels, 1):
                 self._same([x, node.output])
@@ -200,8 +200,9 @@ class _Kept:
                 self._pin(x)
                 self._pin(node.output)
         self._same([*node.outputs, *([residual] if residual is not None else [])])
-        if gate is not None:
-            self._need(gate, self._keep[node.output])
+        for vector in (gate, shift):
+            if vector is not None and vector.type.batched:
+                self._need(vector, self._keep[node.output])
 
     def _picks(self, node: Node) -> np.ndarray | None:
         """For operators that choose channels: the operand's channel of each channel of the result."""
@@ -322,8 +323,10 @@ class _Removal:
                 node.attrs = {**node.attrs, "groups": len(self._kept(out))}
         if len(node.inputs) > 3 and node.inputs[3] is not None:
             node.inputs[3] = self._aligned(node.inputs[3], out, select=True)
-        if len(node.inputs) > 4:
-            node.inputs[4] = self._rows(node.inputs[4], out)
+        shift = node.inputs[4] if len(node.inputs) > 4 else None
+        if shift is not None:
+            varies = shift.type.batched
+            node.inputs[4] = self._aligned(shift, out, select=True) if varies else self._rows(shift, out)
 
     def _cut_selection(self, node: Node) -> None:
         x, out = node.inputs[0], node.output
@@ -339,7 +342,7 @@ class _Removal:
 
     def _aligned(self, value: Value | None, out: Value, select: bool) -> Value | None:
         """An operand of a node that keeps channels, with exactly the channels that ``out`` keeps."""
-        if value is None or not self._keep.cuts(out) and not self._keep.cuts(value):
+        if value is None or not (self._keep.cuts(out) or self._keep.cuts(value)):
             return value
         rank, channels = out.type.rank, len(self._keep.of(out))
         if not value.type.batched:

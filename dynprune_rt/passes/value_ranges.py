@@ -54,7 +54,10 @@ def _corners(a: Range, b: Range) -> list[float]:
 
 
 def _monotone(function: Callable[[float], float]) -> Callable[[Range], Range]:
-    return lambda x: Range(*(v if math.isinf(v) else float(function(v)) for v in (x.lo, x.hi)), True)
+    def bound(v: float) -> float:
+        return v if math.isinf(v) else float(function(v))
+
+    return lambda x: Range(bound(x.lo), bound(x.hi), True)
 
 
 #: Operators whose result consists of elements of the first operand.
