@@ -264,7 +264,7 @@ class Bench {
   struct Winograd {
     WinogradShape shape;
     Copies packed;
-    std::shared_ptr<float> v, scratch;
+    size_t v_size = 0;
   };
   static int32_t live(int32_t channels, int32_t percent) { return std::max(1, channels * percent / 100); }
   static std::shared_ptr<float> floats(size_t n) {
@@ -274,19 +274,22 @@ class Bench {
     const bool transformed = form == WinogradWeights::kTransformed;
     const std::string name = "F" + std::to_string(m) + (transformed ? " stored" : " on the fly");
     Winograd& w = winograd_[m == 4][transformed];
-    if (!w.v) {
+    if (!w.packed.memory) {
       w.shape = {layer_.in_channels, layer_.out_channels, m, out_.shape()};
       const WinogradSizes sizes = table_.winograd_sizes(w.shape, form);
       const std::shared_ptr<float> packed = floats(sizes.weights);
-      w.v = floats(sizes.input_scratch);
-      w.scratch = floats(sizes.thread_scratch);
+      if (sizes.input_scratch + sizes.thread_scratch > scratch_size_) {
+        scratch_size_ = sizes.input_scratch + sizes.thread_scratch;
+        scratch_ = floats(scratch_size_ + 16);
+      }
+      w.v_size = (sizes.input_scratch + 15) / 16 * 16;
       table_.winograd_pack(w.shape, form, weights_.data(), packed.get());
       w.packed = copies(packed.get(), sizes.weights);
     }
     jobs.push_back({name, winograd_cycles(table_, w.shape, form, l.call.n_in, l.call.n_out), [this, &l, &w, form] {
-                      table_.winograd_input(w.shape, l.call, 0, l.call.n_in, w.v.get());
-                      table_.winograd_output(w.shape, form, w.packed.next(), w.v.get(), l.call, 0, l.call.n_out,
-                                             w.scratch.get());
+                      float* v = scratch_.get();
+                      table_.winograd_input(w.shape, l.call, 0, l.call.n_in, v);
+                      table_.winograd_output(w.shape, form, w.packed.next(), v, l.call, 0, l.call.n_out, v + w.v_size);
                     }});
   }
 
@@ -303,6 +306,9 @@ class Bench {
   DirectShape direct_;
   Copies direct_weights_;
   Winograd winograd_[2][2];
+  // Shared by all: an executor has one, and it stays in the caches.
+  std::shared_ptr<float> scratch_;
+  size_t scratch_size_ = 0;
   std::vector<std::unique_ptr<Lists>> lists_;
 };
 
