@@ -113,8 +113,16 @@ class SaliencyMethod(Method):
     def begin_step(self, model: nn.Module, progress: float) -> None:
         self._set_keep(model, self._schedule.at(progress))
 
+    @property
+    def quantile_thresholds(self) -> bool:
+        """True where stored thresholds are quantiles, to be taken once more from the finished network."""
+        return self.rule == "threshold"
+
     def finalise(self, model: nn.Module) -> nn.Module:
+        model.eval()
         self._set_keep(model, self._schedule.at(1.0))
+        if self.quantile_thresholds and self.calibration:
+            self._calibrate(model)
         for gate in gates_of(model).values():
             gate.saliency = None
         return model.eval()
@@ -125,6 +133,16 @@ class SaliencyMethod(Method):
 
     def gate_macs(self, model: nn.Module) -> int:
         return total_gate_macs(model)
+
+    def _calibrate(self, model: nn.Module) -> None:
+        """One pass over the calibration images sets the thresholds gate by gate, each after the ones before it."""
+        gates = [gate for gate in gates_of(model).values() if isinstance(gate, (FBSGate, ManiDPGate))]
+        for gate in gates:
+            gate.calibrating = True
+        with torch.no_grad():
+            model(torch.cat([images.float().cpu() for images, _ in self.calibration]))
+        for gate in gates:
+            gate.calibrating = False
 
     def _set_keep(self, model: nn.Module, keep: float) -> None:
         for gate in gates_of(model).values():

@@ -59,7 +59,7 @@ class TrainableGate(nn.Module):
 
     def _record(self, saliency: Tensor) -> None:
         """Keep the scores for losses and thresholds; nothing outside training and measuring needs them."""
-        if not torch.compiler.is_exporting():
+        if not torch.compiler.is_compiling():
             self.saliency = saliency
 
 
@@ -68,7 +68,7 @@ class SaliencyGate(TrainableGate):
 
     rule "topk": per image, the ``count`` largest survive (ties too). rule "threshold": those that reach the stored
     scalar ``threshold``, so that counts vary from image to image; in training it follows the batches' quantile of all
-    (image, channel) saliencies, unless ``frozen``.
+    (image, channel) saliencies, unless ``frozen``; while ``calibrating`` it is that of the batch at hand.
     """
 
     #: Share of the old threshold kept per training step.
@@ -80,6 +80,7 @@ class SaliencyGate(TrainableGate):
         if rule not in ("topk", "threshold"):
             raise TrainingError(f"rule={rule!r}: expected 'topk' or 'threshold'")
         self.rule, self.frozen = rule, frozen
+        self.calibrating = False
         self.register_buffer("threshold", torch.tensor(-10000.0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +91,9 @@ class SaliencyGate(TrainableGate):
                 return saliency
             limit = saliency.topk(self.count, dim=1).values[:, -1:]
         else:
-            if self.training and not self.frozen:
+            if self.calibrating:
+                self.threshold.copy_(quantile_threshold(saliency.detach(), self.keep))
+            elif self.training and not self.frozen:
                 self._follow(saliency.detach())
             limit = self.threshold
         return saliency * (saliency >= limit).to(saliency.dtype)

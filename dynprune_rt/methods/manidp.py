@@ -60,6 +60,10 @@ class ManiDP(SaliencyMethod):
     def build(self, site: Site, inputs: int) -> ManiDPGate:
         return ManiDPGate(inputs, site.channels, clamp_max=self.clamp_max)
 
+    @property
+    def quantile_thresholds(self) -> bool:
+        return self.thresholds == "quantile"
+
     def penalty(self, context: StepContext) -> Tensor:
         gates, masks = gates_of(context.model), masks_of(context.model)
         saliencies = self._saliencies(gates.values())
