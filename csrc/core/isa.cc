@@ -11,10 +11,11 @@ struct IsaEntry {
   void (*fill)(cpu::KernelTable&);
 };
 
-#define DYNPRUNE_ISA_ENTRY(ISA, USABLE)            \
+#define DYNPRUNE_ISA_ENTRY(ISA, LANES, USABLE)     \
   {#ISA, [] { return static_cast<bool>(USABLE); }, \
    [](cpu::KernelTable& table) {                   \
      table.isa = #ISA;                             \
+     table.lanes = LANES;                          \
      cpu::fill_conv_direct_##ISA(table);           \
      cpu::fill_conv_depthwise_##ISA(table);        \
      cpu::fill_conv_winograd_##ISA(table);         \
@@ -26,12 +27,13 @@ struct IsaEntry {
    }}
 
 const IsaEntry kIsas[] = {
-    DYNPRUNE_ISA_ENTRY(generic, true),
+    DYNPRUNE_ISA_ENTRY(generic, 4, true),
 #if defined(__x86_64__)
-    DYNPRUNE_ISA_ENTRY(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
-    DYNPRUNE_ISA_ENTRY(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                                   __builtin_cpu_supports("fma")),
+    DYNPRUNE_ISA_ENTRY(avx2, 8, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+    DYNPRUNE_ISA_ENTRY(avx512, 16,
+                       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                           __builtin_cpu_supports("fma")),
 #endif
 };
 constexpr size_t kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);
