@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dynprune_rt.frontend.operands import BatchIndex, Known
-from dynprune_rt.frontend.promotion import dtype_of, promoted
+from dynprune_rt.frontend.promotion import TORCH_DTYPES, dtype_of, promoted
 from dynprune_rt.frontend.registry import Handler, Unsupported, aten
 from dynprune_rt.ir.graph import Value
 
@@ -197,22 +197,14 @@ def _to_copy(t: Translation, x: Any, *rest: Any, **kwargs: Any) -> Any:
 
 
 @aten("copy.default")
-def _copy(t: Translation, x: Any, source: Any, non_blocking: bool = False) -> Value:
+def _copy(t: Translation, x: Any, source: Any, non_blocking: bool = False) -> Any:
     """The value of ``source`` in the type and shape of ``x``."""
     result = t.result
+    if isinstance(source, Known):
+        tensor = source.tensor.to(TORCH_DTYPES[result.dtype])
+        return Known(tensor.expand(1, *result.shape[1:]), batched=True)
     y = t.value(source, result.dtype)
-    return y if y.type == result else batched(t, y, result.shape)
-
-
-def batched(t: Translation, operand: Any, shape: tuple[int, ...]) -> Value:
-    """An operand broadcast to a batched shape."""
-    value = t.value(operand)
-    if value.type.shape == shape:
-        return value
-    if value.type.batched:
-        return t.op("expand", value, shape=shape)
-    # A constant has no batch to expand to: select it by a condition that has.
-    raise Unsupported("needs a constant as a batched tensor; write it by broadcasting")
+    return y if y.type == result else t.op("expand", y, shape=result.shape)
 
 
 # ---- binary -----------------------------------------------------------------------------------

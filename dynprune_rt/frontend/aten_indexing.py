@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from dynprune_rt.frontend.aten_shape import dimension, selected, sliced
 from dynprune_rt.frontend.operands import BatchIndex, Known, Masked
@@ -41,6 +42,8 @@ def _index(t: Translation, x: Any, indices: Sequence[Any]) -> Any:
         if isinstance(x, Value) and isinstance(mask, Value):
             return Masked(x, mask)
         raise Unsupported("takes a number of elements that depends on values; use torch.where")
+    if any(isinstance(index, Known) and index.tensor.dtype is torch.bool for index in indices):
+        raise Unsupported("indexes by a bool tensor; keep its nonzero() positions as a buffer instead")
     positions = [i for i, index in enumerate(indices) if index is not None]
     if len(positions) == 1 and isinstance(indices[positions[0]], Known):
         return _index_by_constant(t, x, positions[0], indices[positions[0]])
@@ -91,13 +94,11 @@ def _index_put(t: Translation, x: Any, indices: Sequence[Any], values: Any, accu
     mask = _only_bool_index(indices)
     if mask is not None:
         if isinstance(values, Masked):
-            if values.mask is not mask:
+            if not _same(values.mask, mask):
                 raise Unsupported("moves elements from one mask to another; use torch.where")
             source = t.value(values.source, dtype)
         elif isinstance(values, Known) and values.tensor.numel() == 1:
             source = t.constant(values.tensor.item(), dtype)
-        elif isinstance(values, Value) and all(d == 1 for d in values.type.shape[1:]) and mask is values:
-            source = t.value(values, dtype)
         else:
             raise Unsupported("assigns computed elements to a mask; use torch.where")
         return t.op("where", _leading_mask(t, mask, rank), source, t.value(x, dtype))
@@ -105,6 +106,18 @@ def _index_put(t: Translation, x: Any, indices: Sequence[Any], values: Any, accu
         index, dim, _ = _per_image_index_for_write(t, indices[1])
         return t.op("scatter", t.value(x, dtype), index, _source(t, values, dtype, index), dim=dim)
     raise Unsupported("assigns to computed positions; use scatter or torch.where")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """The same value, or one computed twice: x[m > 0] = y[m > 0]."""
+    if a is b or not isinstance(a, Value) or not isinstance(b, Value):
+        return a is b
+    first, second = a.producer, b.producer
+    return (
+        first is not None
+        and second is not None
+        and (first.op, first.inputs, first.attrs) == (second.op, second.inputs, second.attrs)
+    )
 
 
 def _per_image_index_for_write(t: Translation, index: Any) -> tuple[Value, int, tuple[int, ...]]:

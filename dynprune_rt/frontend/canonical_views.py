@@ -25,7 +25,7 @@ def _pointwise(b: Rewriter, node: Node) -> Value | None:
         if view is None or view.output.type.shape != result:
             continue
         source = operand(view)
-        if source.type.rank == 2 and result == (*source.type.shape, 1, 1):
+        if source.type.rank == 2 and _is_vector(result, source.type.shape):
             inputs = [_as_vector(b, node, i, source.type.shape) for i in range(len(node.inputs))]
         elif source.type.is_map and source.type.shape[2:] != (1, 1) and node.op != "affine":
             inputs = [_as_map(b, node, i, source.type.shape) for i in range(len(node.inputs))]
@@ -38,10 +38,10 @@ def _pointwise(b: Rewriter, node: Node) -> Value | None:
 
 
 def _as_vector(b: Rewriter, node: Node, position: int, shape: Shape) -> Value | None:
-    """An operand of an op on [N, C, 1, 1] as operand on [N, C]; None if it is not one number per channel."""
+    """An operand of an op on [N, C, 1, ...] as operand on [N, C]; None if it is not one number per channel."""
     value = operand(node, position)
     view = made_by(value, "reshape")
-    if view is not None and operand(view).type.shape == shape and value.type.shape == (*shape, 1, 1):
+    if view is not None and operand(view).type.shape == shape and value.type.shape == node.output.type.shape:
         return operand(view)
     if not b.graph.is_constant(value):
         return None
@@ -50,8 +50,13 @@ def _as_vector(b: Rewriter, node: Node, position: int, shape: Shape) -> Value | 
     array = b.graph.constant(value)
     if array.size == 1:
         return b.constant(value.name, array.reshape(()))
-    aligned = (1,) * (4 - array.ndim) + array.shape
-    return b.constant(value.name, array.reshape(-1)) if aligned == (1, shape[1], 1, 1) else None
+    aligned = (1,) * (node.output.type.rank - array.ndim) + array.shape
+    return b.constant(value.name, array.reshape(-1)) if _is_vector(aligned, (1, shape[1])) else None
+
+
+def _is_vector(shape: Shape, vector: Shape) -> bool:
+    """``shape`` is that of a vector [N, C] with trailing dimensions of 1."""
+    return len(shape) > 2 and shape[:2] == vector and all(d == 1 for d in shape[2:])
 
 
 def _as_map(b: Rewriter, node: Node, position: int, shape: Shape) -> Value | None:

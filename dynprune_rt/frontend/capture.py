@@ -155,7 +155,8 @@ def _explain(error: Exception, specialised_at: Sequence[str]) -> str:
         where = ", ".join(dict.fromkeys(specialised_at))
         return (
             f"the model fixes the batch size{_at(where)}: it uses x.shape[0] as a Python number (a loop over images, "
-            "list(range(n)), unpacking). Write the line for the whole batch at once"
+            "list(range(n)), unpacking), or a tensor of the example's batch size kept from an earlier call. Write "
+            "the line for the whole batch at once"
         )
     if "fake tensor" in text and "constant" in text:
         return (

@@ -25,7 +25,7 @@ from dynprune_rt.frontend.exported_graph import (
     target_name,
     user_inputs,
 )
-from dynprune_rt.frontend.operands import FAILED, Known, Symbolic
+from dynprune_rt.frontend.operands import FAILED, Known, Masked, Symbolic
 from dynprune_rt.frontend.promotion import IR_DTYPES, TORCH_DTYPES, dtype_of
 from dynprune_rt.frontend.registry import HANDLERS, Unsupported
 from dynprune_rt.ir.build import Builder
@@ -128,9 +128,13 @@ class Translation:
         args, kwargs = pytree.tree_map(self._operand, (node.args, node.kwargs), is_leaf=_is_fx_node)
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, (Value, Known)))
         if FAILED in leaves:
+            if node.target is not operator.getitem and name not in HANDLERS:
+                raise Unsupported("has no counterpart in the IR")
             return FAILED
         if node.target is operator.getitem:
             return args[0][args[1]]
+        if any(isinstance(leaf, Masked) for leaf in leaves) and not name.startswith("index_put."):
+            raise Unsupported("takes a number of elements that depends on values; use torch.where")
         if name.startswith("arange.") and any(isinstance(leaf, Symbolic) for leaf in leaves):
             return HANDLERS["arange"](self, args)
         if not any(isinstance(leaf, Value) for leaf in leaves):

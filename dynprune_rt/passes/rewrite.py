@@ -28,8 +28,9 @@ class Rewriter(Builder):
         if self.node is not None:
             name, origin = name or self.node.name, origin or self.node.origin
         values = super().append(op, inputs, attrs, name=name, origin=origin)
-        if values[0].producer is not None:
-            values[0].producer.name = values[0].name  # unique
+        if self.node is not None and values[0].producer is not None:
+            # A layer keeps its name; what accompanies it gets a name of its own.
+            values[0].producer.name = self.node.name if op in ("conv2d", "linear") else values[0].name
         return values
 
     def make(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
