@@ -67,6 +67,7 @@ def _close_comparison(values: dict[Any, Any], node: Any) -> torch.Tensor | None:
 
 
 def _close_rounding(name: str, x: torch.Tensor) -> torch.Tensor | None:
+    """Values next to where the function jumps; on the spot they are there by construction (a clamped bound)."""
     if not x.is_floating_point() or x.ndim == 0:
         return None
     x = x.double()
@@ -76,8 +77,7 @@ def _close_rounding(name: str, x: torch.Tensor) -> torch.Tensor | None:
         distance = (x - x.floor() - 0.5).abs()
     else:
         distance = (x - x.round()).abs()
-    close = distance <= MARGIN * _scale(x).clamp(min=1e-30)
-    return _per_image(close & (x != 0), x.shape[0])
+    return _per_image((distance > 0) & (distance <= MARGIN * _scale(x)), x.shape[0])
 
 
 def _close_order(node: Any, values: dict[Any, Any]) -> torch.Tensor | None:

@@ -22,8 +22,8 @@ from dynprune_rt.ir import interpreter
 #: Largest difference allowed, relative to the largest output.
 TOLERANCE = 1e-4
 
-#: A difference beyond the tolerance is rounding if the program is not further from the float64 result
-#: than this many times the model itself is.
+#: A difference beyond the tolerance is rounding if neither program nor model is further from the float64
+#: result than this many times the fp32 trace is.
 ROUNDING_FACTOR = 4.0
 
 #: Batch sizes of the fresh inputs.
@@ -147,37 +147,55 @@ class _Failure:
 def _judge(failures: Sequence[_Failure], run: Runner, captured: Captured, eager: EagerModel, result: Parity) -> None:
     """Count the differences that rounding explains; raise for the first one that it does not."""
     near_of: dict[int, dict[int, str]] = {}
-    rounding_of: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    errors_of: dict[int, _Distances] = {}
     for failure in failures:
         image, key = failure.image, id(failure.image)
         if key not in near_of:
             values = reference_values(captured.program, [image, *eager.extra.batched(image.shape[0])])
             near_of[key] = near_threshold(captured.program, values)
-            rounding_of[key] = _rounding(run, captured, eager, image)
+            errors_of[key] = _distances(run, captured, eager, image)
         where = near_of[key].get(failure.index)
-        programs, models = (errors[failure.index] for errors in rounding_of[key])
+        own = errors_of[key].traced[failure.index]
+        others = max(errors_of[key].program[failure.index], errors_of[key].model[failure.index])
         # If no image at all agreed, a threshold is not the reason.
         if where is not None and len(failures) < result.images:
             result.near_threshold += 1
             result.near_threshold_at.append(where)
-        elif programs <= ROUNDING_FACTOR * models:
+        elif others <= ROUNDING_FACTOR * own:
             result.rounding_sensitive += 1
-            result.rounding_error = max(result.rounding_error, float(models))
+            result.rounding_error = max(result.rounding_error, float(own))
         else:
             raise VerificationError(_explain(failure, failures, captured, eager))
     result.near_threshold_at = list(dict.fromkeys(result.near_threshold_at))
 
 
-def _rounding(run: Runner, captured: Captured, eager: EagerModel, image: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Per image, how far the program and the model are from the model evaluated in float64."""
+@dataclass
+class _Distances:
+    """Per image, how far three evaluations are from the trace evaluated in float64.
+
+    ``traced``: the trace in fp32, the model's own rounding error. ``program`` and ``model`` are of the same
+    size if rounding is all that tells them apart, and if the trace stands for the model at all.
+    """
+
+    traced: np.ndarray
+    program: np.ndarray
+    model: np.ndarray
+
+
+def _distances(run: Runner, captured: Captured, eager: EagerModel, image: torch.Tensor) -> _Distances:
     inputs = [image, *eager.extra.batched(image.shape[0])]
-    values = reference_values(captured.program, inputs, torch.float64)
-    exact = [values[node].numpy() for node in output_nodes(captured.program)]
-    exact = [e.astype(np.float32) if e.dtype == np.float64 else e for e in exact]
-    program = _errors([np.asarray(a) for a in run(image.numpy())], exact)
+    nodes = output_nodes(captured.program)
+    single = reference_values(captured.program, inputs)
+    double = reference_values(captured.program, inputs, torch.float64)
+    traced = [single[node].numpy() for node in nodes]
+    exact = [double[node].numpy().astype(t.dtype) for node, t in zip(nodes, traced, strict=True)]
     model = _eager_outputs(eager, captured, image, [])
     assert model is not None
-    return program, _errors(_as_program_shapes(model, exact, image.shape[0], []), exact)
+    return _Distances(
+        _errors(traced, exact),
+        _errors([np.asarray(a) for a in run(image.numpy())], exact),
+        _errors(_as_program_shapes(model, exact, image.shape[0], []), exact),
+    )
 
 
 def _explain(failure: _Failure, failures: Sequence[_Failure], captured: Captured, eager: EagerModel) -> str:

@@ -26,7 +26,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "batch size as a number": (lambda m, x: x / x.shape[0], "batch size as a number|batch size"),
     "batch statistics": (lambda m, x: F.batch_norm(x, None, None, training=True), "statistics of the batch"),
     "transposed convolution": (lambda m, x: F.conv_transpose2d(x, torch.ones(4, 2, 2, 2)), "transposed"),
-    "three dimensions": (lambda m, x: F.conv3d(x[:, :, None], torch.ones(2, 4, 1, 1, 1)), "one or two dimensions|three-dimensional"),
+    "three dimensions": (
+        lambda m, x: F.conv3d(x[:, :, None], torch.ones(2, 4, 1, 1, 1)),
+        "one or two dimensions|three-dimensional",
+    ),
     "computed weight": (lambda m, x: F.linear(x, x.mean((0, 1))), "computed from the image|along the batch"),
     "half precision": (lambda m, x: (x.half() * 2).float(), "torch.float16"),
     "double precision": (lambda m, x: (x.double() * 2).float(), "torch.float64"),
