@@ -39,7 +39,7 @@ RECIPES: dict[str, Recipe] = {
         method="fbs",
         target=0.502,
         options={"end": 0.0},
-        settings=Settings(epochs=6, learning_rate=0.02),
+        settings=Settings(epochs=4, learning_rate=0.02),
         start="trained/cifar10_resnet20_fbs_18ep.safetensors",
         start_epochs=18,
     ),
