@@ -13,15 +13,15 @@
 namespace dynprune::cpu {
 namespace {
 
-// Weights beyond this many bytes do not stay in the second-level cache from one image to the next; they come at
-// this many bytes per cycle while the kernels compute.
+// Weights beyond this many bytes do not stay in the second-level cache from one image to the next. They come at this
+// many bytes per cycle, while the kernels compute; slower where skipped inputs leave gaps that the hardware's
+// prefetching does not see.
 constexpr double kResidentWeights = 768 << 10;
-constexpr double kStreamBytes = 4.0;
+constexpr double kStreamBytes = 3.0;
 
-// Cycles of a kernel that computes for `cycles` and touches `bytes` of its `all` bytes of weights.
-constexpr double with_weights(double cycles, double bytes, double all) {
-  const double stream = all > kResidentWeights ? bytes / kStreamBytes : 0.0;
-  return cycles > stream ? cycles : stream;
+// Cycles to bring `bytes` of weights of which there are `all`, when a share `live` of the inputs is used.
+constexpr double stream_cycles(double bytes, double all, double live) {
+  return all > kResidentWeights ? bytes / kStreamBytes * (2.0 - live) : 0.0;
 }
 
 // Expected number of blocks of `size` channels that hold one of `live` out of `channels`, were they random.
@@ -50,7 +50,9 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const double line = row < 64 ? 64 : row;
   const double lines_of_row = shape.in_channels * row / line;
   const double lines = lines_of_row < live_in ? lines_of_row : live_in;
-  return with_weights(cycles, live_out * lines * line, row * shape.in_channels * shape.out_channels);
+  const double stream = stream_cycles(live_out * lines * line, row * shape.in_channels * shape.out_channels,
+                                      static_cast<double>(live_in) / shape.in_channels);
+  return cycles > stream ? cycles : stream;
 }
 
 // Cycles of the transforms of one vector of tiles, or of 16 weights.
@@ -62,8 +64,8 @@ struct TransformCycles {
 constexpr TransformCycles transform_cycles(int lanes, int32_t m) {
   return lanes == 16 ? m == 4 ? TransformCycles{{265, 320, 400}, {255, 215, 260}, 137}
                               : TransformCycles{{85, 145, 200}, {78, 80, 140}, 68}
-         : m == 4    ? TransformCycles{{180, 235, 235}, {205, 225, 225}, 155}
-                     : TransformCycles{{60, 90, 90}, {57, 70, 70}, 70};
+         : m == 4    ? TransformCycles{{165, 215, 215}, {190, 215, 215}, 155}
+                     : TransformCycles{{55, 85, 85}, {52, 65, 65}, 70};
 }
 
 inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
@@ -77,20 +79,25 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   // Live outputs are multiplied in groups; how many tiles they make up.
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const int group = live_out < kChannelBlock ? live_out : kChannelBlock;
-  const DirectSplit split = split_positions(tiles, group, grid.vectors, false);
+  const DirectSplit split = split_positions(tiles, group, grid.vectors, grid.half());
   const double groups = static_cast<double>(live_out) / group;
-  const double per_call = 40.0;  // of one register tile
+  const int calls = split.parts * ceil_div(group, max_channels(tiles, ceil_div(grid.vectors, split.parts)));
+  const double per_call = 25.0;  // of a register tile
   const double per_store = 2.0;  // of a vector of products
   const double start = 1000.0;
-  double cycles =
-      start + (transform.input[grid.kind()] * live_in + transform.output[grid.kind()] * live_out) * grid.transforms();
-  cycles += elements * groups * (live_in * split.cycles + per_call * split.parts * 2) +
-            elements * per_store * live_out * grid.vectors;
-  if (on_the_fly) cycles += transform.weights * live_in * blocks;
-  const double raw = 9 * kChannelBlock * sizeof(float), transformed = elements * kChannelBlock * sizeof(float);
-  const double bytes = on_the_fly ? raw : transformed;
-  return with_weights(cycles, bytes * live_in * blocks,
-                      bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock));
+  const double transforms = transform.input[grid.kind()] * live_in + transform.output[grid.kind()] * live_out;
+  const double products = groups * (live_in * split.cycles + per_call * calls) + per_store * live_out * grid.vectors;
+  const double cycles = start + transforms * grid.transforms() + elements * products;
+
+  const double share = static_cast<double>(live_in) / shape.in_channels;
+  const double block_bytes = (on_the_fly ? 9 : elements) * kChannelBlock * sizeof(float);  // of one input
+  const double bytes = block_bytes * live_in * blocks;
+  const double stream =
+      stream_cycles(bytes, block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock), share);
+  if (!on_the_fly) return cycles > stream ? cycles : stream;
+  // What is transformed is fetched while the group before is multiplied; gaps are waited for.
+  const double with_transform = cycles + transform.weights * live_in * blocks + (1.0 - share) * stream;
+  return with_transform > stream ? with_transform : stream;
 }
 
 }  // namespace

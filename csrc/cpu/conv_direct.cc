@@ -108,7 +108,6 @@ void direct_tile(const Job& job, const TileChannels& tile, int64_t v0) {
 template <int Pairs, int Vectors, int Taps>
 void direct_half_tile(const Job& job, const TileChannels& tile, int64_t v0, int channels) {
   constexpr int kChannels = 2 * Pairs;
-  constexpr __mmask16 kUpper = 0xff00;
   Vec acc[kChannels][Vectors ? Vectors : 1], half[Pairs];
   DYNPRUNE_UNROLL for (int k = 0; k < kChannels; ++k) {
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = zero();
@@ -142,7 +141,7 @@ void direct_half_tile(const Job& job, const TileChannels& tile, int64_t v0, int 
           acc[2 * p][j] = fma(w0, in[j], acc[2 * p][j]);
           acc[2 * p + 1][j] = fma(w1, in[j], acc[2 * p + 1][j]);
         }
-        half[p] = fma(_mm512_mask_mov_ps(w0, kUpper, w1), twice, half[p]);
+        half[p] = fma(upper_from(w1, w0), twice, half[p]);
       }
     };
     if constexpr (Taps) {

@@ -106,6 +106,7 @@ constexpr DirectSplit split_positions(const DirectTiles& tiles, int channels, in
   consider(vectors, false, 0);
   if (half && vectors <= kFewVectors) {
     for (int v = 0; v <= kMaxHalfVectors && v < vectors; ++v) {
+      if (tiles.max_pairs[v] == 0) continue;
       with_half[v] = half_column_cycles(tiles, channels, v);
       consider(vectors - 1 - v, true, v);
     }
@@ -118,6 +119,7 @@ constexpr int multiply_vectors(int lanes) { return lanes == 16 ? 4 : 3; }
 constexpr DirectTiles multiply_tiles(int lanes) {
   DirectTiles tiles = direct_tiles(lanes);
   for (int& most : tiles.max_vectors) most = most < multiply_vectors(lanes) ? most : multiply_vectors(lanes);
+  tiles.max_pairs[kMaxHalfVectors] = 0;
   tiles.load_cycles = tiles.broadcast_cycles;
   tiles.broadcast_cycles *= 0.95;  // of adjoining weights
   tiles.weight_cycles = 0;

@@ -118,7 +118,7 @@ void winograd_output(const WinogradShape& shape, WinogradWeights form, const flo
     group = next;
     next = next_group(call, group.last, last, most);
     const int n_out = group.count();
-    const DirectSplit split = split_positions(kMultiplyTiles, n_out, grid.vectors, false);
+    const DirectSplit split = split_positions(kMultiplyTiles, n_out, grid.vectors, grid.half());
     WeightPrefetcher prefetcher(kRawBlock, kRawBlock / 16, call.in_channel, call.n_in);
     Multiply job{call.n_in,   call.in_channel,           kChannelBlock, grid.stride, grid.stride,
                  &prefetcher, cached ? 0 : stored_matrix};

@@ -72,59 +72,77 @@ struct Multiply {
 
 constexpr int kPrefetchDistance = 16;  // inputs
 
+// Where the weights of a tile's outputs are; one pointer if they adjoin.
+template <int Channels, WeightLayout Layout>
+struct WeightRows {
+  static constexpr bool kAdjoining = Layout != WeightLayout::kRows;
+  const float* row[kAdjoining ? 1 : Channels];
+  DYNPRUNE_INLINE explicit WeightRows(const float* const* weight) {
+    DYNPRUNE_UNROLL for (int k = 0; k < (kAdjoining ? 1 : Channels); ++k) row[k] = weight[k];
+  }
+  DYNPRUNE_INLINE float at(int k, int64_t offset) const { return kAdjoining ? row[0][offset + k] : row[k][offset]; }
+  DYNPRUNE_INLINE void fetch(int64_t offset) const {
+    __builtin_prefetch(row[0] + offset, 0, 3);
+    if constexpr (!kAdjoining) __builtin_prefetch(row[Channels - 1] + offset, 0, 3);
+  }
+};
+
+// Calls accumulate(v, offset of the weights) for every input, fetching weights meanwhile.
+template <int Channels, WeightLayout Layout, class Accumulate>
+DYNPRUNE_INLINE void for_each_input(const Multiply& job, const WeightRows<Channels, Layout>& rows, const float* v,
+                                    Accumulate&& accumulate) {
+  const int64_t v_stride = job.v_stride, step = job.step;
+  int32_t i = 0;
+  if constexpr (Layout == WeightLayout::kCompact) {
+    int64_t offset = 0;
+    const auto next = [&]() __attribute__((always_inline)) {
+      accumulate(v, offset);
+      v += v_stride;
+      offset += step;
+    };
+    for (; i + 4 <= job.n_in; i += 4) {
+      next();
+      next();
+      next();
+      next();
+      job.prefetcher->next();
+    }
+    for (; i < job.n_in; ++i) next();
+  } else {
+    const int32_t* column = job.column;
+    if (job.next_element) {
+      for (; i + kPrefetchDistance < job.n_in; ++i, v += v_stride) {
+        rows.fetch(column[i + kPrefetchDistance] * step);
+        accumulate(v, column[i] * step);
+      }
+      for (int32_t ahead = 0; i < job.n_in; ++i, ++ahead, v += v_stride) {
+        rows.fetch(column[ahead] * step + job.next_element);
+        accumulate(v, column[i] * step);
+      }
+    }
+    for (; i < job.n_in; ++i, v += v_stride) accumulate(v, column[i] * step);
+  }
+}
+
 template <int Channels, int Vectors, WeightLayout Layout>
 void multiply_tile(const Multiply& job, const float* const* weight, const float* v, float* out) {
-  constexpr bool kAdjoining = Layout != WeightLayout::kRows;
   Vec acc[Channels][Vectors];
   DYNPRUNE_UNROLL for (int k = 0; k < Channels; ++k) {
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = zero();
   }
-  const float* row[kAdjoining ? 1 : Channels];
-  row[0] = weight[0];
-  if constexpr (!kAdjoining) {
-    DYNPRUNE_UNROLL for (int k = 1; k < Channels; ++k) row[k] = weight[k];
-  }
-  const int64_t v_stride = job.v_stride, step = job.step;
-  const int32_t* column = job.column;
-  const auto accumulate = [&]() __attribute__((always_inline)) {
+  const WeightRows<Channels, Layout> rows(weight);
+  const auto accumulate = [&](const float* x, int64_t offset) __attribute__((always_inline)) {
     Vec in[Vectors];
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-      in[j] = load(v + j * kLanes);
+      in[j] = load(x + j * kLanes);
       pin(in[j]);
     }
-    v += v_stride;
-    const int64_t offset = Layout == WeightLayout::kCompact ? 0 : *column++ * step;
     DYNPRUNE_UNROLL for (int k = 0; k < Channels; ++k) {
-      const Vec w = broadcast(kAdjoining ? row[0][offset + k] : row[k][offset]);
+      const Vec w = broadcast(rows.at(k, offset));
       DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = fma(w, in[j], acc[k][j]);
     }
-    if constexpr (Layout == WeightLayout::kCompact) row[0] += step;
   };
-  int32_t i = 0;
-  if constexpr (Layout == WeightLayout::kCompact) {
-    for (; i + 4 <= job.n_in; i += 4) {
-      accumulate();
-      accumulate();
-      accumulate();
-      accumulate();
-      job.prefetcher->next();
-    }
-  } else if (job.next_element) {
-    const auto fetch = [&](int32_t at, int64_t element) __attribute__((always_inline)) {
-      const int64_t offset = job.column[at] * step + element;
-      __builtin_prefetch(row[0] + offset, 0, 3);
-      if constexpr (!kAdjoining) __builtin_prefetch(row[Channels - 1] + offset, 0, 3);
-    };
-    for (; i + kPrefetchDistance < job.n_in; ++i) {
-      fetch(i + kPrefetchDistance, 0);
-      accumulate();
-    }
-    for (int32_t ahead = 0; i < job.n_in; ++i, ++ahead) {
-      fetch(ahead, job.next_element);
-      accumulate();
-    }
-  }
-  for (; i < job.n_in; ++i) accumulate();
+  for_each_input<Channels, Layout>(job, rows, v, accumulate);
   DYNPRUNE_UNROLL for (int k = 0; k < Channels; ++k) {
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) store(out + k * job.out_stride + j * kLanes, acc[k][j]);
   }
@@ -152,11 +170,69 @@ struct MultiplyTiles {
 #endif
 };
 
+#if defined(__AVX512F__)
+
+// `Vectors` full vectors and a half one, which two outputs share as in the direct kernel (conv_direct.cc).
+// `channels` is 2 * Pairs, or one less: the last output is then computed twice and stored once.
+template <int Pairs, int Vectors, WeightLayout Layout>
+void multiply_half_tile(const Multiply& job, const float* const* weight, const float* v, float* out, int channels) {
+  constexpr int kChannels = 2 * Pairs;
+  Vec acc[kChannels][Vectors ? Vectors : 1], half[Pairs];
+  DYNPRUNE_UNROLL for (int k = 0; k < kChannels; ++k) {
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = zero();
+  }
+  DYNPRUNE_UNROLL for (int p = 0; p < Pairs; ++p) half[p] = zero();
+  const WeightRows<kChannels, Layout> rows(weight);
+  const int64_t back = kChannels - channels;  // adjoining weights: there may be nothing after the last output
+  const auto accumulate = [&](const float* x, int64_t offset) __attribute__((always_inline)) {
+    Vec in[Vectors ? Vectors : 1];
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      in[j] = load(x + j * kLanes);
+      pin(in[j]);
+    }
+    Vec twice = load_half_twice(x + Vectors * kLanes);
+    pin(twice);
+    DYNPRUNE_UNROLL for (int p = 0; p < Pairs; ++p) {
+      const int64_t second = p == Pairs - 1 && Layout != WeightLayout::kRows ? offset - back : offset;
+      Vec w0 = broadcast(rows.at(2 * p, offset)), w1 = broadcast(rows.at(2 * p + 1, second));
+      pin(w0);
+      pin(w1);
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+        acc[2 * p][j] = fma(w0, in[j], acc[2 * p][j]);
+        acc[2 * p + 1][j] = fma(w1, in[j], acc[2 * p + 1][j]);
+      }
+      half[p] = fma(upper_from(w1, w0), twice, half[p]);
+    }
+  };
+  for_each_input<kChannels, Layout>(job, rows, v, accumulate);
+  DYNPRUNE_UNROLL for (int k = 0; k < kChannels; ++k) {
+    if (k == channels) break;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) store(out + k * job.out_stride + j * kLanes, acc[k][j]);
+    store(out + k * job.out_stride + Vectors * kLanes, k % 2 ? upper_half(half[k / 2]) : half[k / 2]);
+  }
+}
+
+using MultiplyHalfFn = void (*)(const Multiply&, const float* const*, const float*, float*, int);
+
+#define MULTIPLY_HALF_3(V) \
+  &multiply_half_tile<1, V, Layout>, &multiply_half_tile<2, V, Layout>, &multiply_half_tile<3, V, Layout>
+#define MULTIPLY_HALF_4(V) MULTIPLY_HALF_3(V), &multiply_half_tile<4, V, Layout>
+#define MULTIPLY_HALF_6(V) MULTIPLY_HALF_4(V), &multiply_half_tile<5, V, Layout>, &multiply_half_tile<6, V, Layout>
+#define MULTIPLY_HALF_8(V) MULTIPLY_HALF_6(V), &multiply_half_tile<7, V, Layout>, &multiply_half_tile<8, V, Layout>
+
+template <WeightLayout Layout>
+struct MultiplyHalfTiles {
+  static constexpr MultiplyHalfFn kTile[kMaxHalfVectors][kMaxTileChannels / 2] = {
+      {MULTIPLY_HALF_8(0)}, {MULTIPLY_HALF_6(1)}, {MULTIPLY_HALF_4(2)}, {MULTIPLY_HALF_3(3)}};
+};
+
+#endif
+
 constexpr DirectTiles kMultiplyTiles = multiply_tiles(kLanes);  // the limits of the table above
 
 // How often multiply_matrix calls a tile.
 inline int64_t multiply_calls(const DirectSplit& split, int n_out) {
-  int64_t calls = 0;
+  int64_t calls = split.half_tile ? ceil_div(ceil_div(n_out, 2), kMultiplyTiles.max_pairs[split.half_tile_vectors]) : 0;
   for (int p = 0; p < split.parts; ++p) {
     const int vectors =
         balanced_begin(split.full_vectors, split.parts, p + 1) - balanced_begin(split.full_vectors, split.parts, p);
@@ -183,6 +259,22 @@ void multiply_matrix(Multiply job, const DirectSplit& split, int n_out, const fl
     }
     job.next_element = 0;  // the weights are there now
   }
+#if defined(__AVX512F__)
+  if (split.half_tile) {
+    const int limit = kMultiplyTiles.max_pairs[split.half_tile_vectors];
+    const int most = Layout == WeightLayout::kRows && limit > 4 ? 4 : limit;
+    const int pairs = ceil_div(n_out, 2), groups = ceil_div(pairs, most);
+    for (int g = 0; g < groups; ++g) {
+      const int first = balanced_begin(pairs, groups, g), last = balanced_begin(pairs, groups, g + 1);
+      const int k0 = 2 * first, channels = n_out - k0 < 2 * (last - first) ? n_out - k0 : 2 * (last - first);
+      const float* rows[kMaxTileChannels];
+      for (int k = 0; k < 2 * (last - first); ++k) rows[k] = weight[k0 + (k < channels ? k : channels - 1)];
+      MultiplyHalfTiles<Layout>::kTile[split.half_tile_vectors][last - first - 1](
+          job, rows, v + split.full_vectors * kLanes, out + k0 * job.out_stride + split.full_vectors * kLanes,
+          channels);
+    }
+  }
+#endif
 }
 
 }  // namespace

@@ -34,6 +34,11 @@ struct TileGrid {
   }
   // True if the tile after the last lane of a segment matters: its first two columns end the last tile.
   bool needs_edge() const { return segments > 1 || columns == segment; }
+  // True if the tiles in the last vector fit its lower half.
+  bool half() const {
+    const int32_t used = segment == lanes ? rows * columns : rows * segment;
+    return lanes == 16 && (used - 1) % lanes < lanes / 2;
+  }
   // Vectors that are transformed, of each plane.
   int32_t transforms() const { return ceil_div(rows, rows_per_vector()) * segments; }
 };
