@@ -133,9 +133,10 @@ def _rescale(builder: Builder, layer: Node, scale: np.ndarray, shift: np.ndarray
     graph = builder.graph
     weight, bias = layer.inputs[1], layer.inputs[2] if len(layer.inputs) > 2 else None
     assert weight is not None
-    new_weight = (_wide(graph, weight) * scale.reshape(-1, *[1] * (weight.type.rank - 1))).astype(np.float32)
     offset = np.zeros(len(scale)) if bias is None else _wide(graph, bias)
-    new_bias = (offset * scale + shift).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        new_weight = (_wide(graph, weight) * scale.reshape(-1, *[1] * (weight.type.rank - 1))).astype(np.float32)
+        new_bias = (offset * scale + shift).astype(np.float32)
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
         return False
     layer.inputs[1] = weight if (scale == 1).all() else builder.constant(weight.name, new_weight)
@@ -164,8 +165,9 @@ def _into_affine(builder: Builder, first: Node, node: Node) -> bool:
     inner, outer = _as_affine(builder.graph, first, 1), _as_affine(builder.graph, node, 1)
     if inner is None or outer is None:
         return False
-    scale = (inner.scale * outer.scale).astype(np.float32)
-    shift = (inner.shift * outer.scale + outer.shift).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = (inner.scale * outer.scale).astype(np.float32)
+        shift = (inner.shift * outer.scale + outer.shift).astype(np.float32)
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         return False
     first.op, first.attrs = "affine", {}

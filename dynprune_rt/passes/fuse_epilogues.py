@@ -241,12 +241,11 @@ def _clamp_bounds(node: Node) -> Bounds | None:
 
 def _per_channel(value: Value) -> Value | None:
     """The value behind expansions over the plane, if it is batched with one element per channel (or one)."""
-    while value.producer is not None and (
-        value.producer.op == "expand"
-        or (value.producer.op == "interpolate" and value.producer.attrs["mode"] == "nearest")
-    ):
+    while value.producer is not None and value.producer.op in ("expand", "interpolate"):
         source = value.producer.inputs[0]
-        if source is None or source.type.rank != 4 or source.type.shape[2:] != (1, 1):
+        single = source is not None and source.type.rank == 4 and source.type.shape[2:] == (1, 1)
+        nearest = value.producer.attrs.get("mode", "nearest") == "nearest"
+        if source is None or source.type.rank != 4 or not (value.producer.op == "expand" or (single and nearest)):
             break
         value = source
     return value if value.type.is_map and value.type.shape[2:] == (1, 1) else None

@@ -54,12 +54,27 @@ class MaskWriter:
         return self._masks[key]
 
     def _write(self, live: Set) -> Value:
+        mask = self._continued(live)
+        if mask is not None:
+            return mask
         mask = self._varying(live)
         if (live == TRUE).any():
             mask = self._builder.op("logical_or", mask, self._constant(live == TRUE), name=self._stem(mask))
         if (live == FALSE).any():
             mask = self._builder.op("logical_and", mask, self._constant(live != FALSE), name=self._stem(mask))
         return mask
+
+    def _continued(self, live: Set) -> Value | None:
+        """A known mask for the first channels and one for the rest, as dense blocks grow by concatenation."""
+        for length in sorted({bits.type.channels for bits in self._masks.values()}, reverse=True):
+            rest = live[length:]
+            known = self._masks.get(live[:length].tobytes())
+            if known is not None and (rest > TRUE).any():
+                more = self.mask(rest)
+                assert more is not None
+                joined: Value = self._builder.op("cat", known, more, attrs={"dim": 1}, name=self._stem(known))
+                return joined
+        return None
 
     def _varying(self, live: Set) -> Value:
         # A fixed channel joins the group of its neighbour, with free elements; it is set right afterwards.

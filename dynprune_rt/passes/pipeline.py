@@ -11,6 +11,7 @@ from dynprune_rt.passes.dead_code import remove_dead_code
 from dynprune_rt.passes.fold_batch_norm import fold_batch_norm
 from dynprune_rt.passes.fold_constants import fold_constants
 from dynprune_rt.passes.fuse_epilogues import fuse_epilogues
+from dynprune_rt.passes.redundant_masks import drop_redundant_masks
 from dynprune_rt.passes.schedule import schedule
 from dynprune_rt.passes.simplify import simplify
 from dynprune_rt.passes.static_pruning import prune_static_channels
@@ -30,6 +31,8 @@ def optimize(graph: Graph, report: dict[str, Any]) -> Graph:
     fold_constants(graph)
     simplify(graph)
     remove_dead_code(graph)
+    if drop_redundant_masks(graph):
+        remove_dead_code(graph)
     fold_batch_norm(graph)
     report["static_pruning"] = prune_static_channels(graph)
     if any(report["static_pruning"].values()):

@@ -124,8 +124,10 @@ class _Kept:
     @staticmethod
     def _is_gone(activity: Activity, value: Value) -> np.ndarray:
         gone = (activity.demand.gone[value] == TRUE) | (activity.states.of(value).zero == TRUE)
-        per_channel = np.asarray(gone.all(axis=tuple(range(1, gone.ndim))))
-        return np.broadcast_to(per_channel, (value.type.channels,)).copy()
+        per_channel: np.ndarray = np.broadcast_to(
+            gone.reshape(len(gone), -1).all(axis=1), (value.type.channels,)
+        ).copy()
+        return per_channel
 
     def of(self, value: Value) -> np.ndarray:
         return self._keep[value]
@@ -370,4 +372,3 @@ class _Removal:
         result.producer = node
         self._graph.nodes.append(node)
         return result
-

@@ -275,7 +275,9 @@ class RandomNetwork:
             soft = net.op("sigmoid", self._decision(channels))
             made = net.op("add", net.op("sub", hard, soft), soft)
         elif kind == 6:
-            made = net.op("where", self._condition(channels), net.const(0.0), net.op("sigmoid", self._decision(channels)))
+            made = net.op(
+                "where", self._condition(channels), net.const(0.0), net.op("sigmoid", self._decision(channels))
+            )
         elif kind == 7:
             hard = net.op("cast", self._condition(channels), dtype="f32")
             made = net.op("sub", net.const(1.0), hard)
