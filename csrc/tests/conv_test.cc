@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <string>
 
+#include "../cpu/conv_cost.h"
 #include "planar.h"
 
 namespace dynprune::cpu::testing {
@@ -17,6 +18,7 @@ void check(bool ok, const std::string& what) {
 
 struct Isa {
   const char* name;
+  int32_t lanes;
   bool supported;
   void (*fill[3])(KernelTable&);
 };
@@ -523,6 +525,32 @@ void test_nan(const KernelTable& table) {
   }
 }
 
+// The cost model: no less than the multiply-adds, and the known choices.
+void test_cost(const KernelTable& table) {
+  const std::string isa = table.isa;
+  for (int32_t size : {7, 8, 14, 28, 56}) {
+    const Geometry map(size, size, size + 1);
+    const PlaneShape& shape = map.shape();
+    const DirectShape direct{64, 64, 9, nullptr, shape};
+    for (int32_t live : {1, 7, 16, 33, 64}) {
+      const double cycles = direct_cycles(table, direct, live, live);
+      const double pixels = static_cast<double>(size) * size;
+      check(cycles >= 9.0 * live * live * pixels / (table.lanes * direct_tiles(table.lanes).fma_per_cycle),
+            isa + " cost: direct is bound by its multiply-adds");
+      check(direct_cycles(table, direct, live, 0) == 0, isa + " cost: no outputs cost nothing");
+    }
+    if (!table.has_winograd) continue;
+    const int32_t m = size >= 12 ? 4 : 2;
+    const WinogradShape winograd{64, 64, m, shape};
+    for (const WinogradWeights form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
+      check(winograd_cycles(table, winograd, form, 64, 64) < direct_cycles(table, direct, 64, 64),
+            isa + " cost: Winograd wins dense");
+      check(winograd_cycles(table, winograd, form, 2, 2) > direct_cycles(table, direct, 2, 2),
+            isa + " cost: direct wins with two channels");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dynprune::cpu::testing
 
@@ -534,9 +562,9 @@ int main() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const Isa isas[] = {
-      {"generic", true, {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic}},
-      {"avx2", avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}},
-      {"avx512", avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512}},
+      {"generic", 4, true, {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic}},
+      {"avx2", 8, avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}},
+      {"avx512", 16, avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512}},
   };
   for (const Isa& isa : isas) {
     if (!isa.supported) {
@@ -545,6 +573,7 @@ int main() {
     }
     KernelTable table{};
     table.isa = isa.name;
+    table.lanes = isa.lanes;
     for (const auto fill : isa.fill) {
       if (fill) fill(table);
     }
@@ -552,6 +581,7 @@ int main() {
     test_depthwise_grid(table);
     test_nan(table);
     test_winograd_grid(table);
+    test_cost(table);
   }
   std::printf("%d passed, %d failed\n", g_passed, g_failed);
   return g_failed != 0;
