@@ -81,7 +81,8 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   const int group = live_out < kChannelBlock ? live_out : kChannelBlock;
   const DirectSplit split = split_positions(tiles, group, grid.vectors, grid.half());
   const double groups = static_cast<double>(live_out) / group;
-  const int calls = split.parts * ceil_div(group, max_channels(tiles, ceil_div(grid.vectors, split.parts)));
+  const int widest = split.parts ? ceil_div(split.full_vectors, split.parts) : split.half_tile_vectors + 1;
+  const int calls = (split.parts + split.half_tile) * ceil_div(group, max_channels(tiles, widest));
   const double per_call = 25.0;  // of a register tile
   const double per_store = 2.0;  // of a vector of products
   const double start = 1000.0;

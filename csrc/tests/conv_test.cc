@@ -528,6 +528,16 @@ void test_nan(const KernelTable& table) {
 // The cost model: no less than the multiply-adds, and the known choices.
 void test_cost(const KernelTable& table) {
   const std::string isa = table.isa;
+  // Every shape of the last vector, half ones included.
+  for (int32_t size = 1; table.has_winograd && size <= 40; ++size) {
+    const Geometry map(size, size, size + 1);
+    for (int32_t m : {2, 4}) {
+      for (int32_t live : {1, 5, 16, 20}) {
+        const WinogradShape winograd{20, 20, m, map.shape()};
+        check(winograd_cycles(table, winograd, WinogradWeights::kOnTheFly, live, live) > 0, isa + " cost: positive");
+      }
+    }
+  }
   for (int32_t size : {7, 8, 14, 28, 56}) {
     const Geometry map(size, size, size + 1);
     const PlaneShape& shape = map.shape();
