@@ -78,6 +78,7 @@ class Translation:
         self._node: Any = image
         self._refusals: list[_Refusal] = []
         self._constants: dict[Any, Value] = {}
+        self._tensors: dict[Any, Known] = {}
         self._known_constants: dict[tuple[int, str], tuple[Known, Value]] = {}
 
     # -- the walk -------------------------------------------------------------------------------
@@ -112,7 +113,9 @@ class Translation:
         tensor = bound_tensor(self.program, node)
         if tensor is not None:
             name = target_name(self.program, node).removeprefix(WRAPPER_PREFIX + ".")
-            self.operands[node] = Known(tensor, name=name)
+            # Tied parameters come as one placeholder each and are stored once.
+            storage = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            self.operands[node] = self._tensors.setdefault(storage, Known(tensor, name=name))
 
     def _call(self, node: Any) -> Any:
         name = operator_name(node)

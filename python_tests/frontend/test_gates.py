@@ -352,3 +352,12 @@ def test_names_and_origins() -> None:
     assert graph.nodes[1].origin.startswith("test_gates.py:")
     assert all("/" not in n.origin for n in graph.nodes)
     assert graph.nodes[0].inputs[1].name == "blocks.0.conv.weight"
+
+
+def test_tied_weights_are_stored_once() -> None:
+    modules = layers()
+    second = nn.Conv2d(C, C, 3, padding=1)
+    second.weight = modules["conv"].weight
+    graph = assert_equivalent(Model(lambda m, x: m.second(m.conv(m.stem(x)).relu()), second=second, **modules), IMAGE)
+    _, first, other = (n for n in graph.nodes if n.op == "conv2d")
+    assert first.inputs[1] is other.inputs[1]
