@@ -9,7 +9,7 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.geometry import convolution_taps
-from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, lower_linear
+from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, WinogradSite, lower_linear
 from dynprune_rt.backends.cpu.storage import FlatView, MapView
 from dynprune_rt.ir.graph import Node, Value
 
@@ -97,11 +97,10 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     if node.computed is not None and node.computed is not y.live and not free_pass:
         pass_list = recorder.list_of(y.live, node.computed, out_channels)
 
-    winograd_m = _winograd_tile(recorder, kernel, stride, dilation, padding, groups, _size(y))
-    form = _C.WinogradWeights.transformed
-    if winograd_m:
-        form = _winograd_form(weights, winograd_m, _size(y))
-        recorder.winograd_sites.append((x.type.channels, out_channels, winograd_m, out, form))
+    site = None
+    if recorder.builder.has_winograd and _is_winograd_shape(kernel, stride, dilation, padding, groups, _size(y)):
+        site = WinogradSite(x.type.channels, out_channels, out)
+        recorder.winograd_sites.append(site)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     if shift is None or shift.type.batched:
         shift_flat = None if shift is None else recorder.as_flat(shift)
@@ -132,8 +131,8 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             pass_list=-1 if pass_list is None else pass_list.index,
             stored_list=-1 if stored_list is None else stored_list.index,
             pools=[(getattr(_C.Reduce, k), recorder.flat_id(f)) for k, f in zip(pools, pool_flats, strict=True)],
-            winograd_m=winograd_m,
-            winograd_form=form,
+            winograd_m=0 if site is None else site.m,
+            winograd_form=_C.WinogradWeights.transformed if site is None else site.form,
             winograd_scratch=recorder.winograd_scratch,
             macs_per_pair=macs_per_pair,
         ),
@@ -168,29 +167,17 @@ def _is_non_negative(value: Value) -> bool:
     return node.op in ("relu", "abs", "square", "sigmoid", "hardsigmoid", "softplus", "exp")
 
 
-def _winograd_tile(
-    recorder: Recorder,
+def _is_winograd_shape(
     kernel: tuple[int, int],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
     padding: tuple[int, ...],
     groups: int,
     size: tuple[int, int],
-) -> int:
-    """Tile size m of F(m x m, 3x3), or 0 where it does not apply."""
-    if not recorder.builder.has_winograd or kernel != (3, 3) or groups != 1 or min(size) < 4:
-        return 0
-    if stride != (1, 1) or dilation != (1, 1) or padding != (1, 1, 1, 1):
-        return 0
-    # F(4x4) saves more multiplications but computes whole tiles: 7x7 and 8x8 maps fill F(2x2) exactly.
-    return 4 if min(size) >= 12 else 2
-
-
-def _winograd_form(weights: np.ndarray, m: int, size: tuple[int, int]) -> _C.WinogradWeights:
-    """Transformed weights while they stay in the L2 cache, else transformed per image from the originals."""
-    transformed_bytes = 4 * (m + 2) ** 2 * weights.shape[0] * weights.shape[1]
-    on_the_fly = transformed_bytes > (512 << 10) and min(size) >= 12
-    return _C.WinogradWeights.on_the_fly if on_the_fly else _C.WinogradWeights.transformed
+) -> bool:
+    """True where the planar Winograd kernels apply: 3x3, stride 1, padding 1, and more than a tile of map."""
+    plain = stride == (1, 1) and dilation == (1, 1) and padding == (1, 1, 1, 1) and groups == 1
+    return plain and kernel == (3, 3) and min(size) >= 4
 
 
 # -- elementwise ----------------------------------------------------------------------------------

@@ -51,6 +51,31 @@ class LiveListRef:
     index: int = -1
 
 
+@dataclass(frozen=True)
+class WinogradSite:
+    """A convolution that may run as Winograd; which images do is decided per image by the cost model."""
+
+    in_channels: int
+    out_channels: int
+    out: MapView
+
+    @property
+    def m(self) -> int:
+        """Tile size of F(m x m, 3x3). 4 saves more multiplications, 2 fits maps such as 7x7 and 8x8 exactly."""
+        return 4 if min(self.out.height, self.out.width) >= 12 else 2
+
+    @property
+    def form(self) -> _C.WinogradWeights:
+        """Transformed weights while they stay in the L2 cache; beyond, transforming the live ones of
+        each image from the originals costs less than streaming up to four times the bytes."""
+        transformed = 4 * (self.m + 2) ** 2 * self.in_channels * self.out_channels
+        return _C.WinogradWeights.on_the_fly if transformed > (512 << 10) else _C.WinogradWeights.transformed
+
+    def scratch(self, builder: _C.PlanBuilder, shape: int) -> int:
+        """Floats of scratch for the transformed input."""
+        return builder.winograd_input_scratch(self.in_channels, self.out_channels, self.m, shape, self.form)
+
+
 @dataclass
 class _Step:
     emit: Callable[[], None]
@@ -77,7 +102,7 @@ class Recorder:
         # Values x[:, :, ::s] whose readers all take ::t of the columns: the phase planes of both.
         self.strided_rows: dict[Value, MapView] = {}
         self._lists: dict[tuple[Value | None, Value | None, int], LiveListRef] = {}
-        self.winograd_sites: list[tuple[int, int, int, MapView, Any]] = []
+        self.winograd_sites: list[WinogradSite] = []
         self.flat_scratch_floats = 0
         # Emission caches.
         self._arena = Arena()
@@ -312,11 +337,8 @@ class Recorder:
     def emit(self) -> tuple[Any, list[LayerFacts]]:
         self._arena.place_planes([s for s in self._plane_storages if s.first >= 0])
         self._arena.place_flats([s for s in self._flat_storages if s.first >= 0])
-        needed = 0
-        for in_channels, out_channels, m, view, form in self.winograd_sites:
-            floats = self.builder.winograd_input_scratch(in_channels, out_channels, m, self.shape_id(view), form)
-            needed = max(needed, floats)
-        self.winograd_scratch = self._arena.reserve(needed)
+        needed = [site.scratch(self.builder, self.shape_id(site.out)) for site in self.winograd_sites]
+        self.winograd_scratch = self._arena.reserve(max(needed, default=0))
         self.flat_scratch = self._arena.reserve(self.flat_scratch_floats)
         for value in self.graph.inputs:
             self.builder.add_input(int(np.prod(per_image_shape(value), dtype=np.int64)))
