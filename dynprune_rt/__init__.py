@@ -21,7 +21,7 @@ from dynprune_rt.errors import (
 )
 
 if TYPE_CHECKING:
-    from dynprune_rt.convert import convert
+    from dynprune_rt.conversion import convert
     from dynprune_rt.devices import CudaStatus, cuda_status
     from dynprune_rt.profile import Profile
     from dynprune_rt.program import Program
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 #: Public names that are imported when first used, so that importing the package stays cheap and the
 #: run time never needs torch.
 _LAZY = {
-    "convert": "dynprune_rt.convert",
+    "convert": "dynprune_rt.conversion",
     "CudaStatus": "dynprune_rt.devices",
     "cuda_status": "dynprune_rt.devices",
     "Profile": "dynprune_rt.profile",

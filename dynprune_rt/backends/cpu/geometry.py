@@ -85,8 +85,8 @@ class PitchClass:
         """Floats between consecutive planes. Neighbours share the zeros between them."""
         root = self.find()
         stride = round_up(root.height * root.pitch + max(root.guard_before, root.guard_after), BLOCK)
-        # Planes a multiple of a page apart would compete for the same cache sets.
-        return stride + BLOCK if stride % 256 == 0 else stride
+        # An odd number of cache lines: planes an even number apart would compete for few cache sets.
+        return stride if stride // BLOCK % 2 else stride + BLOCK
 
 
 def round_up(value: int, multiple: int) -> int:
