@@ -66,10 +66,10 @@ class WinogradSite:
 
     @property
     def form(self) -> _C.WinogradWeights:
-        """Transformed weights while they stay in the L2 cache; beyond, transforming the live ones of
-        each image from the originals costs less than streaming up to four times the bytes."""
+        """Transformed weights for layers whose weights stay in the cache whatever runs in between; beyond,
+        transforming the live ones of each image costs less than fetching up to four times the bytes."""
         transformed = 4 * (self.m + 2) ** 2 * self.in_channels * self.out_channels
-        return _C.WinogradWeights.on_the_fly if transformed > (512 << 10) else _C.WinogradWeights.transformed
+        return _C.WinogradWeights.on_the_fly if transformed > (64 << 10) else _C.WinogradWeights.transformed
 
     def scratch(self, builder: _C.PlanBuilder, shape: int) -> int:
         """Floats of scratch for the transformed input."""
@@ -227,7 +227,21 @@ class Recorder:
     # -- live lists -------------------------------------------------------------------------------
 
     def mask_flat(self, mask: Value | None) -> FlatView | None:
-        return None if mask is None else self.as_flat(mask)
+        """A flat tensor that is non-zero where the mask is true."""
+        if mask is None:
+            return None
+        source = self.nonzero_source(mask)
+        return self.as_flat(mask if source is None else source)
+
+    def nonzero_source(self, mask: Value) -> Value | None:
+        """g where ``mask`` is ``ne(g, 0)`` and serves as a mask only: then g itself will do."""
+        node = mask.producer
+        if node is None or node.op != "ne" or self.users.get(mask) or mask in self.graph.outputs:
+            return None
+        gate, zero = node.inputs
+        assert gate is not None and zero is not None
+        is_zero = self.graph.is_constant(zero) and not self.graph.constant(zero).any()
+        return gate if is_zero and per_image_shape(gate) == per_image_shape(mask) else None
 
     def live_list(self, value: Value) -> LiveListRef:
         """The stored channels of a value."""
@@ -413,6 +427,8 @@ def lower_flat(recorder: Recorder, node: Node) -> None:
     builder = recorder.builder
     value = node.output
     source = node.inputs[0]
+    if recorder.nonzero_source(value) is not None:
+        return
     if node.op == "reshape" or (node.op == "cast" and source and (source.type.dtype, value.type.dtype) in _FREE_CASTS):
         assert source is not None
         recorder.alias_flat(value, recorder.as_flat(source))
