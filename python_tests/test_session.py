@@ -139,7 +139,7 @@ def test_unknown_device(program):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(dp.ArtifactError, match="none.dpr"):
+    with pytest.raises(dp.ArtifactError, match=r"none\.dpr"):
         dp.load(tmp_path / "none.dpr")
 
 

@@ -42,8 +42,8 @@ struct Epilogue {
 
 // One image, one group. Lists ascend. Live planes only: nothing else is read or written.
 struct ConvCall {
-  const float* const* input;   // [n_in] planes (for a phase-split map: plane of phase 0)
-  const int32_t* in_channel;   // [n_in] column of the weights
+  const float* const* input;  // [n_in] planes (for a phase-split map: plane of phase 0)
+  const int32_t* in_channel;  // [n_in] column of the weights
   int32_t n_in;
   float* const* output;        // [n_out] planes; may alias residual planes, never input planes
   const int32_t* out_channel;  // [n_out] row of the weights
@@ -60,8 +60,8 @@ struct DirectShape {
 };
 // weights: [out_channels][in_channels][taps], as in the model. first_block..last_block: the blocks of
 // positions to compute, so that threads may split pixels; the n_out list may be split as well.
-using ConvDirectFn = void (*)(const DirectShape&, const float* weights, const ConvCall&,
-                              int32_t first_block, int32_t last_block);
+using ConvDirectFn = void (*)(const DirectShape&, const float* weights, const ConvCall&, int32_t first_block,
+                              int32_t last_block);
 
 // Depthwise: output channel k reads input channel k / multiplier. Same addressing as above.
 // input[i] is the plane that feeds output[i], or null where that input is exactly zero.
@@ -78,9 +78,9 @@ enum class WinogradWeights : int32_t {
   kOnTheFly,     // stored as [K/16][C][9][16], live pairs transformed per image; 4x less memory
 };
 struct WinogradSizes {
-  size_t weights;        // floats of packed weights
-  size_t input_scratch;  // floats of V for all inputs live, shared by the threads of one image
-  size_t thread_scratch; // floats per thread for winograd_output
+  size_t weights;         // floats of packed weights
+  size_t input_scratch;   // floats of V for all inputs live, shared by the threads of one image
+  size_t thread_scratch;  // floats per thread for winograd_output
 };
 using WinogradSizesFn = WinogradSizes (*)(const WinogradShape&, WinogradWeights);
 using WinogradPackFn = void (*)(const WinogradShape&, WinogradWeights, const float* weights, float* packed);
@@ -93,20 +93,69 @@ using WinogradOutputFn = void (*)(const WinogradShape&, WinogradWeights, const f
 // ---- planar elementwise, pooling, layout ------------------------------------------------------
 
 enum class Unary : int32_t {
-  kRelu, kClamp, kLeakyRelu, kSigmoid, kTanh, kSilu, kHardswish, kHardsigmoid, kMish, kSoftplus, kElu, kGelu,
-  kGeluTanh, kNeg, kAbs, kSqrt, kRsqrt, kExp, kLog, kReciprocal, kRound, kFloor, kCeil, kTrunc, kSign, kNot,
-  kIsNan, kErf, kSquare, kSin, kCos, kPowScalar, kAffine /* x*a + b */, kCastInt, kCastBool,
+  kRelu,
+  kClamp,
+  kLeakyRelu,
+  kSigmoid,
+  kTanh,
+  kSilu,
+  kHardswish,
+  kHardsigmoid,
+  kMish,
+  kSoftplus,
+  kElu,
+  kGelu,
+  kGeluTanh,
+  kNeg,
+  kAbs,
+  kSqrt,
+  kRsqrt,
+  kExp,
+  kLog,
+  kReciprocal,
+  kRound,
+  kFloor,
+  kCeil,
+  kTrunc,
+  kSign,
+  kNot,
+  kIsNan,
+  kErf,
+  kSquare,
+  kSin,
+  kCos,
+  kPowScalar,
+  kAffine /* x*a + b */,
+  kCastInt,
+  kCastBool,
 };
 enum class Binary : int32_t {
-  kAdd, kSub, kMul, kDiv, kMaximum, kMinimum, kPow, kRemainder, kFloorDivide, kEq, kNe, kLt, kLe, kGt, kGe,
-  kAnd, kOr, kXor,
+  kAdd,
+  kSub,
+  kMul,
+  kDiv,
+  kMaximum,
+  kMinimum,
+  kPow,
+  kRemainder,
+  kFloorDivide,
+  kEq,
+  kNe,
+  kLt,
+  kLe,
+  kGt,
+  kGe,
+  kAnd,
+  kOr,
+  kXor,
 };
 enum class Reduce : int32_t { kMean, kSum, kMeanAbs, kSumAbs, kSumSquares, kL2, kMax, kMin, kMaxAbs };
 
 // y = f(x; a, b) on one plane; y may be x. Pads of y stay zero.
 using PlaneUnaryFn = void (*)(Unary, float a, float b, const PlaneShape&, const float* x, float* y);
 // y = f(x0, x1) on one plane, then clamp. A null operand stands for the constant plane of value `scalar`.
-using PlaneBinaryFn = void (*)(Binary, Clamp, const PlaneShape&, const float* x0, const float* x1, float scalar, float* y);
+using PlaneBinaryFn = void (*)(Binary, Clamp, const PlaneShape&, const float* x0, const float* x1, float scalar,
+                               float* y);
 using PlaneFillFn = void (*)(const PlaneShape&, float value, float* y);
 // Reduction over the pixels of one plane in one fixed order (block lanes, then a fixed tree).
 using PlaneReduceFn = float (*)(Reduce, const PlaneShape&, const float* x);
@@ -116,10 +165,12 @@ struct PoolShape {
   int32_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
   int32_t count_include_pad;  // average only
   int32_t pad_bottom, pad_right;
-  int32_t divisor;            // average only; 0 = the number of taps
+  int32_t divisor;  // average only; 0 = the number of taps
 };
-using PlanePoolFn = void (*)(const PoolShape&, const float* x, float* y);  // windows that leave the map see -inf (max) or 0
-using PlaneAdaptivePoolFn = void (*)(const PlaneShape& in, const PlaneShape& out, bool average, const float* x, float* y);
+using PlanePoolFn = void (*)(const PoolShape&, const float* x,
+                             float* y);  // windows that leave the map see -inf (max) or 0
+using PlaneAdaptivePoolFn = void (*)(const PlaneShape& in, const PlaneShape& out, bool average, const float* x,
+                                     float* y);
 
 // Splits one plane into stride_h * stride_w phase planes `phase_stride` floats apart: phase
 // r * stride_w + s holds rows r, r + stride_h, ... and columns s, s + stride_w, ... of the input;
@@ -169,7 +220,8 @@ struct FlatOp {
 struct KernelTable {
   const char* isa;
   int32_t lanes;
-  // Register tiles: live outputs and blocks that the direct kernel handles at once (for the cost model and for splitting work).
+  // Register tiles: live outputs and blocks that the direct kernel handles at once (for the cost model and for
+  // splitting work).
   int32_t direct_tile_channels, direct_tile_blocks;
   ConvDirectFn conv_direct;
   ConvDepthwiseFn conv_depthwise;
@@ -193,14 +245,14 @@ struct KernelTable {
 };
 
 // Each family fills its part; defined once per ISA in the family's source, e.g. fill_conv_direct_avx512.
-#define DYNPRUNE_DECLARE_FAMILIES(ISA)            \
-  void fill_conv_direct_##ISA(KernelTable&);      \
-  void fill_conv_depthwise_##ISA(KernelTable&);   \
-  void fill_conv_winograd_##ISA(KernelTable&);    \
-  void fill_plane_elementwise_##ISA(KernelTable&);\
-  void fill_plane_pooling_##ISA(KernelTable&);    \
-  void fill_plane_layout_##ISA(KernelTable&);     \
-  void fill_linear_##ISA(KernelTable&);           \
+#define DYNPRUNE_DECLARE_FAMILIES(ISA)             \
+  void fill_conv_direct_##ISA(KernelTable&);       \
+  void fill_conv_depthwise_##ISA(KernelTable&);    \
+  void fill_conv_winograd_##ISA(KernelTable&);     \
+  void fill_plane_elementwise_##ISA(KernelTable&); \
+  void fill_plane_pooling_##ISA(KernelTable&);     \
+  void fill_plane_layout_##ISA(KernelTable&);      \
+  void fill_linear_##ISA(KernelTable&);            \
   void fill_flat_ops_##ISA(KernelTable&);
 DYNPRUNE_DECLARE_FAMILIES(generic)
 DYNPRUNE_DECLARE_FAMILIES(avx2)
