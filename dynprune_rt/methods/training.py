@@ -73,7 +73,7 @@ def train(
     folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Training:
-    """Make a pretrained ``model`` dynamic or smaller with ``method``; the model itself is left as it is.
+    """Make a pretrained ``model`` dynamic or smaller with ``method``; both are left as they are.
 
     calibration: batches of training images, not augmented, that methods score channels and set gates with (default:
     the loader's first three). validation: batches whose accuracy is logged per epoch; never test images.
@@ -102,6 +102,7 @@ def train(
         _check_batch(images, labels, classes)
     guide = copy.deepcopy(teacher if teacher is not None else model) if settings.distillation > 0 else None
 
+    method = copy.deepcopy(method)
     method.calibration = batches
     run = {"settings": asdict(settings), "method": method.name, "config": method.config(), "batches": len(loader)}
     path = Path(folder) / "checkpoint.pt" if folder is not None else None

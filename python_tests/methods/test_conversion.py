@@ -67,7 +67,7 @@ def test_a_minute_of_training_recovers_a_pruned_resnet():
     loader = Batches(data.train.part(0, 3000), 128, augment=True)
     method = methods.DiscriminantInformation(0.5)
     result = train(model, loader, method, settings=settings, calibration=real_data.calibration())
-    untrained = method.rebuild(trace(model, real_data.EXAMPLE))
+    untrained = result.method.rebuild(trace(model, real_data.EXAMPLE))
     before, after = accuracy(untrained, unseen), accuracy(result.model, unseen)
     assert before < 0.5
     assert after > 0.78
