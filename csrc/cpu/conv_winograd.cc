@@ -84,16 +84,23 @@ void transform_group(const WinogradShape& shape, const ConvCall& call, const Gro
                      int64_t step, int64_t stride) {
   LiveLanes live[kGroup];
   int32_t n = 0;
-  for (int32_t i = group.first; i < group.last; ++n) {
-    // The live outputs of one vector of channels.
-    const int32_t vector = call.out_channel[i] / kLanes;
-    int32_t lanes[kLanes] = {};
-    int32_t count = 0;
-    for (; i < group.last && call.out_channel[i] / kLanes == vector; ++i) {
-      lanes[count++] = call.out_channel[i] % kLanes;
-    }
+  const auto stored = [&](int32_t vector) {
     const int64_t block = vector / kVecsPerBlock;
-    live[n] = {LaneChoice(lanes), raw + block * shape.in_channels * kRawBlock + vector % kVecsPerBlock * kLanes, count};
+    return raw + block * shape.in_channels * kRawBlock + vector % kVecsPerBlock * kLanes;
+  };
+  for (int32_t i = group.first; i < group.last; ++n) {
+    // As many live outputs as fill a vector, out of at most two vectors of stored channels: where half of the
+    // channels are live, one transform does for two.
+    const int32_t vector = call.out_channel[i] / kLanes;
+    int32_t second = vector, count = 0;
+    int32_t lanes[kLanes] = {};
+    for (; i < group.last && count < kLanes; ++i) {
+      const int32_t own = call.out_channel[i] / kLanes;
+      if (own != second && second != vector) break;
+      second = own;
+      lanes[count++] = call.out_channel[i] % kLanes + (own == vector ? 0 : kLanes);
+    }
+    live[n] = {LaneChoice(lanes), stored(vector), second == vector ? nullptr : stored(second), count};
   }
   (shape.m == 4 ? weight_tiles<4> : weight_tiles<2>)(live, n, call.in_channel, call.n_in, u, step, stride);
 }
@@ -135,17 +142,20 @@ void winograd_output(const WinogradShape& shape, WinogradWeights form, const flo
       prefetcher.spread(static_cast<int64_t>(elements) * multiply_calls(split, n_out) * (call.n_in / 4));
       for (int32_t t = 0; t < elements; ++t) {
         for (int k = 0; k < n_out; ++k) weight[k] = u + t * u_matrix + k;
-        multiply_matrix<WeightLayout::kCompact>(job, split, n_out, weight, v + t * v_matrix, products + t * out_matrix);
+        multiply_matrix<WeightLayout::kCompact>(job, job, split, n_out, weight, v + t * v_matrix,
+                                                products + t * out_matrix);
       }
     } else {
       const bool adjoining = adjoin(call, group);
+      Multiply again = job;
+      again.next_element = 0;
       for (int32_t t = 0; t < elements; ++t) {
         for (int k = 0; k < n_out; ++k) {
           const int32_t channel = call.out_channel[group.first + k];
           weight[k] = packed + (channel / kChannelBlock * elements + t) * stored_matrix + channel % kChannelBlock;
         }
         (adjoining ? multiply_matrix<WeightLayout::kBlock>
-                   : multiply_matrix<WeightLayout::kRows>)(job, split, n_out, weight, v + t * v_matrix,
+                   : multiply_matrix<WeightLayout::kRows>)(job, again, split, n_out, weight, v + t * v_matrix,
                                                            products + t * out_matrix);
       }
     }

@@ -72,6 +72,10 @@ struct LaneChoice {
   DYNPRUNE_INLINE explicit LaneChoice(const int32_t* lanes) : index(_mm512_loadu_si512(lanes)) {}
 };
 DYNPRUNE_INLINE Vec choose_lanes(Vec v, const LaneChoice& choice) { return _mm512_permutexvar_ps(choice.index, v); }
+// The same out of two vectors; lanes from kLanes on are those of `b`.
+DYNPRUNE_INLINE Vec choose_lanes(Vec a, Vec b, const LaneChoice& choice) {
+  return _mm512_permutex2var_ps(a, choice.index, b);
+}
 
 #elif defined(__AVX2__)
 
@@ -131,6 +135,11 @@ struct LaneChoice {
       : index(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes))) {}
 };
 DYNPRUNE_INLINE Vec choose_lanes(Vec v, const LaneChoice& choice) { return _mm256_permutevar8x32_ps(v, choice.index); }
+DYNPRUNE_INLINE Vec choose_lanes(Vec a, Vec b, const LaneChoice& choice) {
+  // The permutation looks at the low three bits of an index; the fourth says which vector it means.
+  const __m256 from_b = _mm256_castsi256_ps(_mm256_slli_epi32(choice.index, 28));
+  return _mm256_blendv_ps(choose_lanes(a, choice), choose_lanes(b, choice), from_b);
+}
 
 #endif
 

@@ -35,21 +35,19 @@ DYNPRUNE_INLINE void transform_weights(const Vec* w, int step, Vec* out, int out
   }
 }
 
-// The live channels of one vector of output channels.
+// Live output channels that fill one vector of transformed weights, out of one or two vectors of stored ones.
 struct LiveLanes {
   LaneChoice choice;
-  const float* raw;  // weights of input 0, rows of 16
+  const float* raw;     // weights of input 0, rows of 16
+  const float* second;  // null for one vector
   int32_t count;
-  LiveLanes() = default;
-  LiveLanes(const LaneChoice& lanes, const float* weights, int32_t n) : choice(lanes), raw(weights), count(n) {}
 };
 
-// Transforms the chosen output channels of one input to u[t * stride], without gaps. Writes whole vectors.
+// Transforms 16 (AVX2: 8) output channels of one input, w[t] for tap t, to u[e * stride]. Writes whole vectors.
 template <int M>
-DYNPRUNE_INLINE void weight_tile(const LaneChoice& choice, const float* raw, float* u, int64_t stride) {
+DYNPRUNE_INLINE void weight_tile(const Vec* w, float* u, int64_t stride) {
   constexpr int kSize = M + 2;
-  Vec w[9], columns[kSize * 3];
-  DYNPRUNE_UNROLL for (int t = 0; t < 9; ++t) w[t] = choose_lanes(load(raw + t * kChannelBlock), choice);
+  Vec columns[kSize * 3];
   DYNPRUNE_UNROLL for (int s = 0; s < 3; ++s) transform_weights<M>(w + s, 3, columns + s, 3);
   DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) {
     Vec out[kSize];
@@ -65,8 +63,19 @@ void weight_tiles(const LiveLanes* live, int32_t vectors, const int32_t* column,
                   int64_t stride) {
   for (int32_t i = 0; i < n; ++i) {
     float* to = u + i * step;
-    for (int32_t v = 0; v < vectors; to += live[v++].count) {
-      weight_tile<M>(live[v].choice, live[v].raw + column[i] * kRawBlock, to, stride);
+    const int64_t at = column[i] * kRawBlock;
+    for (const LiveLanes* lanes = live; lanes < live + vectors; to += lanes++->count) {
+      Vec w[9];
+      const float* a = lanes->raw + at;
+      if (lanes->second) {
+        const float* b = lanes->second + at;
+        DYNPRUNE_UNROLL for (int t = 0; t < 9; ++t) {
+          w[t] = choose_lanes(load(a + t * kChannelBlock), load(b + t * kChannelBlock), lanes->choice);
+        }
+      } else {
+        DYNPRUNE_UNROLL for (int t = 0; t < 9; ++t) w[t] = choose_lanes(load(a + t * kChannelBlock), lanes->choice);
+      }
+      weight_tile<M>(w, to, stride);
     }
   }
 }
@@ -90,8 +99,6 @@ inline void pack_raw(int32_t out_channels, int32_t in_channels, const float* wei
 // [K][C][9] to [K/16][(m+2)^2][C][16].
 inline void pack_transformed(int32_t m, int32_t out_channels, int32_t in_channels, const float* weights,
                              float* packed) {
-  int32_t every[kLanes];
-  for (int32_t i = 0; i < kLanes; ++i) every[i] = i;
   const int64_t matrix = static_cast<int64_t>(in_channels) * kChannelBlock;
   const int64_t size = static_cast<int64_t>(m + 2) * (m + 2);
   for (int32_t block = 0; block < channel_blocks(out_channels); ++block) {
@@ -105,13 +112,10 @@ inline void pack_transformed(int32_t m, int32_t out_channels, int32_t in_channel
         }
       }
       float* u = packed + block * size * matrix + static_cast<int64_t>(c) * kChannelBlock;
-      for (int32_t vector = 0; vector < kVecsPerBlock; ++vector) {
-        const int32_t lane = vector * kLanes;
-        if (m == 4) {
-          weight_tile<4>(LaneChoice(every), raw + lane, u + lane, matrix);
-        } else {
-          weight_tile<2>(LaneChoice(every), raw + lane, u + lane, matrix);
-        }
+      for (int32_t lane = 0; lane < kChannelBlock; lane += kLanes) {
+        Vec w[9];
+        for (int t = 0; t < 9; ++t) w[t] = load(raw + t * kChannelBlock + lane);
+        (m == 4 ? weight_tile<4> : weight_tile<2>)(w, u + lane, matrix);
       }
     }
   }
