@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from dynprune_rt.errors import TrainingError
 from dynprune_rt.methods.attach import Keeps, gates_of, masks_of
 from dynprune_rt.methods.base import StepContext
-from dynprune_rt.methods.fbs import SaliencyMethod
 from dynprune_rt.methods.gates import ManiDPGate
 from dynprune_rt.methods.graph import Site
 from dynprune_rt.methods.losses import complexity_weights, manifold_similarity, saliency_lasso
+from dynprune_rt.methods.saliency_method import SaliencyMethod
 from dynprune_rt.methods.thresholds import channel_mean_threshold, quantile_threshold
 
 
 class ManiDP(SaliencyMethod):
-    """thresholds "channel_means" as published (the ceil(r C)-th largest of the channels' mean saliencies), or
+    """See `SaliencyMethod` for the common settings.
+
+    thresholds: "channel_means" as published (the ceil(r C)-th largest of the channels' mean saliencies), or
     "quantile" over images and channels of the last batches. ``every``: steps between updates (published: one epoch).
     """
 
@@ -66,7 +68,7 @@ class ManiDP(SaliencyMethod):
 
     def penalty(self, context: StepContext) -> Tensor:
         gates, masks = gates_of(context.model), masks_of(context.model)
-        saliencies = self._saliencies(gates.values())
+        saliencies = self.saliencies(gates.values())
         weights = complexity_weights(context.losses, self.class_share * self.state["mean_loss"], self.gamma)
         total = self.lasso * saliency_lasso(saliencies, weights)
         if self.graph > 0:
