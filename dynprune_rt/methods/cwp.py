@@ -21,7 +21,7 @@ from dynprune_rt.methods.attach import attach_gates, gate_key, gates_of
 from dynprune_rt.methods.base import Calibration, Method, StepContext
 from dynprune_rt.methods.budget import greedy_removal
 from dynprune_rt.methods.gates import SoftMaskGate
-from dynprune_rt.methods.graph import LayerCost, TracedModel, require_inner
+from dynprune_rt.methods.graph import LayerCost, TracedModel, first_readers, require_inner
 from dynprune_rt.methods.losses import instance_weights, polarisation
 from dynprune_rt.methods.removal import remove_channels
 from dynprune_rt.methods.thresholds import valley
@@ -59,6 +59,9 @@ class CWP(Method):
         self._plain: TracedModel | None = None
 
     def prepare(self, traced: TracedModel, calibration: Calibration, classes: int) -> nn.Module:
+        if self.cut == "budget":  # an impossible target is told before the masks are trained
+            even = {site.conv: torch.ones(site.channels) for site in require_inner(traced)}
+            greedy_removal(traced.layers, even, self.target, self.minimum)
         return self.rebuild(traced)
 
     def rebuild(self, traced: TracedModel) -> nn.Module:
@@ -112,13 +115,23 @@ def above_valley(importance: Tensor, minimum: float) -> Tensor:
 
 
 def fold_importance(traced: TracedModel, importance: Mapping[str, Tensor]) -> None:
-    """Scale the consumers' input columns by the constant masks; exact for any activation between."""
+    """Scale the layers that read each inner site by its constant masks [C], all above 0; exact."""
     modules = dict(traced.module.named_modules())
     for site in traced.inner_sites():
-        scale = importance[site.conv]
-        for consumer in site.consumers:
-            weight = modules[consumer.module].weight
-            assert isinstance(weight, Tensor)
-            factor = scale.repeat_interleave(consumer.block).to(weight)
+        for reader in first_readers(traced, site):
             with torch.no_grad():
-                weight.mul_(factor.reshape(1, -1, *[1] * (weight.dim() - 2)))
+                _scale_input(modules[reader.module], importance[site.conv], reader.block)
+
+
+def _scale_input(module: nn.Module, scale: Tensor, block: int) -> None:
+    """Make ``module`` behave as if its input's channels were multiplied by ``scale`` [C]."""
+    if isinstance(module, nn.BatchNorm2d):
+        assert module.running_mean is not None
+        module.running_mean.div_(scale)
+        module.weight.mul_(scale)
+        return
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+    shape = (-1, 1) if depthwise else (1, -1)
+    rest = [1] * (module.weight.dim() - 2)
+    module.weight.mul_(scale.repeat_interleave(block).to(module.weight).reshape(*shape, *rest))

@@ -117,6 +117,32 @@ def trace(model: nn.Module, example: Tensor) -> TracedModel:
     return traced
 
 
+def first_readers(traced: TracedModel, site: Site) -> tuple[Consumer, ...]:
+    """Layers with weights that read the site's feature directly, or through pooling, flattening, relu and the like.
+
+    What lies between commutes with a positive factor per channel. Raises TrainingError where something does not.
+    """
+    modules = dict(traced.module.named_modules())
+    start = next(node for node in traced.module.graph.nodes if node.name == site.feature)
+    found: list[Consumer] = []
+    pending = [(start, 1)]
+    while pending:
+        node, block = pending.pop()
+        for user in node.users:
+            module = _module(user, modules)
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+                found.append(Consumer(str(user.target), block))
+            elif isinstance(module, _ACTIVATIONS) and not isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+                raise TrainingError(
+                    f"a factor on {site.conv} cannot move past the {type(module).__name__} after it"
+                )
+            elif isinstance(module, nn.Flatten) or _called(user, {torch.flatten}, "flatten"):
+                pending.append((user, _shape(user)[1] // site.channels))
+            else:
+                pending.append((user, block))
+    return tuple(found)
+
+
 def require_inner(traced: TracedModel) -> list[Site]:
     """Sites whose channels can be removed. Raises TrainingError when there is none."""
     sites = traced.inner_sites()

@@ -155,7 +155,8 @@ def test_bad_input():
         train(model, [], methods.FBS(0.6), settings=settings)
     with pytest.raises(TrainingError, match="nothing to gate"):
         train(nn.Sequential(nn.Flatten(), nn.Linear(432, 4)), loader, methods.FBS(0.6), settings=settings)
-    for method in (methods.FBS(0.01), methods.DiscriminantInformation(0.01), methods.InstanceWiseSparsity(0.01)):
+    for name in METHODS:
+        method = methods.create(name, 0.01)
         with pytest.raises(TrainingError, match="still left"):
             train(model, loader, method, settings=settings, calibration=calibration())
     for name in METHODS:
