@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+#: Layers below this share of the dense multiply-accumulates are summed up in the table.
+_SMALL = 5e-4
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -70,7 +73,7 @@ class Profile:
         compared = all("dense_ms" in row for row in self.rows)
         header = ["layer", "kernel", "in", "out", "MMACs", "of dense", "ms"]
         header += ["dense ms", "speed-up", "efficiency"] if compared else ["GMAC/s"]
-        table = [self._line(row["name"], row, compared) for row in self.layers]
+        table = [self._line(row["name"], row, compared) for row in self.layers if not self._is_small(row)]
         table += [self._line(*other, compared) for other in self._others()]
         total = {"kernel": "", "macs": self.macs, "dense_macs": self.dense_macs, "ms": self.ms}
         if compared:
@@ -78,14 +81,19 @@ class Profile:
         table.append(self._line("total", total, compared))
         return title + "\n" + format_table(header, table, rule_before_last=True)
 
+    def _is_small(self, row: dict[str, Any]) -> bool:
+        """True for layers that nobody optimises, such as those of gates."""
+        return bool(row["dense_macs"] < _SMALL * self.dense_macs)
+
     def _others(self) -> list[tuple[str, dict[str, Any]]]:
-        """Steps without multiply-accumulates, summed up by kernel, the slowest first."""
+        """Small layers and steps without multiply-accumulates, summed up by kernel, the slowest first."""
         sums: dict[str, dict[str, Any]] = {}
         for row in self.rows:
-            if not row["dense_macs"]:
+            if not row["dense_macs"] or self._is_small(row):
                 into = sums.setdefault(row["kernel"], {"kernel": "", "macs": 0, "dense_macs": 0, "ms": 0.0, "count": 0})
                 into["count"] += 1
-                into["ms"] += row["ms"]
+                for key in ("macs", "dense_macs", "ms"):
+                    into[key] += row[key]
                 if "dense_ms" in row:
                     into["dense_ms"] = into.get("dense_ms", 0.0) + row["dense_ms"]
         ordered = sorted(sums.items(), key=lambda item: -item[1]["ms"])

@@ -48,6 +48,14 @@ def test_table_is_per_image_and_sums_other_steps_by_kernel(profile):
     assert total[:4] == ["total", "1.500", "33%", "1.7500"]
 
 
+def test_small_layers_are_summed_up_with_the_other_steps(profile):
+    rows = [*profile.rows, row("gate1.fc", "linear", 500, 1000, 0.5), row("gate2.fc", "linear", 1000, 1000, 0.5)]
+    text = str(Profile(rows, batch=2, threads=1, isa="avx2", skip=True))
+    assert "gate1.fc" not in text
+    line = next(line for line in text.splitlines() if line.startswith("linear (2x)")).split()
+    assert line == ["linear", "(2x)", "0.001", "75%", "0.5000", "0.0"]
+
+
 def test_efficiency_is_realised_over_ideal(profile):
     dense_rows = [{**r, "macs": r["dense_macs"], "ms": 2 * r["ms"]} for r in profile.rows]
     compared = profile.against(Profile(dense_rows, batch=2, threads=1, isa="avx2", skip=False))

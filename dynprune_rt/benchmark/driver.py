@@ -15,6 +15,7 @@ from dynprune_rt.benchmark.peers import PEERS
 from dynprune_rt.benchmark.report import Report, Row
 from dynprune_rt.benchmark.timing import Runner, measure, pinned
 from dynprune_rt.errors import DynpruneError
+from dynprune_rt.profile import Profile
 from dynprune_rt.program import Program
 from dynprune_rt.session import Session
 
@@ -99,20 +100,28 @@ def _run(case: Case, options: BenchmarkOptions, cores: list[int], notify: Callab
 
     profiles = [session.profile(x) for x in case.inputs]
     images = sum(profile.batch for profile in profiles)
-    layers = [layer for profile in profiles for layer in profile.layers]
+    dense_macs = case.dense.dense_macs if case.dense is not None else profiles[0].dense_macs / profiles[0].batch
     return Report(
         facts=case.facts,
         machine={**machine_facts(), "isa": profiles[0].isa},
         command=shlex.join(["dynprune", *sys.argv[1:]]),
         settings={"threads": options.threads, "cores": cores or "not pinned", "rounds": options.rounds},
         macs=sum(profile.macs for profile in profiles) / images,
-        dense_macs=sum(profile.dense_macs for profile in profiles) / images,
-        live_share=sum(layer["live_out"] for layer in layers) / max(1, sum(layer["total_out"] for layer in layers)),
+        dense_macs=dense_macs,
+        live_inputs=_live_share(profiles, "in"),
+        live_outputs=_live_share(profiles, "out"),
         rows=rows,
         bit_identical=all(
             np.array_equal(_output(session.run(x)), _output(session.run(x, skip=False))) for x in case.inputs
         ),
     )
+
+
+def _live_share(profiles: Sequence[Profile], side: str) -> float:
+    """Live share of the layers' inputs or outputs, weighted by the layers' dense work."""
+    layers = [layer for profile in profiles for layer in profile.layers]
+    live = sum(layer["dense_macs"] * layer[f"live_{side}"] / layer[f"total_{side}"] for layer in layers)
+    return float(live / max(1, sum(layer["dense_macs"] for layer in layers)))
 
 
 def _load(program: Program, threads: int) -> Session:

@@ -27,8 +27,10 @@ class Row:
 class Report:
     """Everything a quoted figure needs: rows, work, machine, command, settings.
 
-    ``macs`` and ``dense_macs`` are per image, the first averaged over the inputs. ``ideal`` is their ratio,
-    ``realised`` the dense network's own time over the gated one's, ``efficiency`` realised / ideal.
+    ``macs`` (averaged over the inputs, gates included) and ``dense_macs`` (of the network without gates where there
+    is one) are per image. ``live_inputs`` and ``live_outputs`` are the shares of channels that layers read and
+    computed, weighted by the layers' dense work. ``ideal`` is dense_macs / macs, ``realised`` the dense network's own
+    time over the gated one's, ``efficiency`` realised / ideal.
     """
 
     facts: dict[str, Any]
@@ -37,7 +39,8 @@ class Report:
     settings: dict[str, Any]
     macs: float
     dense_macs: float
-    live_share: float
+    live_inputs: float
+    live_outputs: float
     rows: list[Row] = field(default_factory=list)
     bit_identical: bool | None = None
 
@@ -90,7 +93,8 @@ class Report:
         lines.append("")
         lines.append(
             f"{self.macs / 1e6:.2f} of {self.dense_macs / 1e6:.2f} MMACs per image, "
-            f"{self.live_share:.0%} of the channels live; ideal speed-up {self.ideal:.2f}x"
+            f"{self.live_inputs:.0%} of the inputs and {self.live_outputs:.0%} of the outputs live; "
+            f"ideal speed-up {self.ideal:.2f}x"
         )
         if self.realised is not None and self.efficiency is not None:
             lines[-1] += f", realised {self.realised:.2f}x, efficiency {self.efficiency:.0%}"

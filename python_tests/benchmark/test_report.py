@@ -20,7 +20,8 @@ def report():
         settings={"threads": 1},
         macs=25e6,
         dense_macs=100e6,
-        live_share=0.5,
+        live_inputs=0.25,
+        live_outputs=0.5,
         rows=[
             measured("gated", 1.0, error=1e-7),
             measured("gated, skip=False", 2.5),
@@ -48,7 +49,7 @@ def test_text_holds_what_a_reader_needs(report):
         "model net, batch 1\n",
         "Some CPU; threads 1",
         "openvino: skipped, openvino is not installed",
-        "25.00 of 100.00 MMACs per image, 50% of the channels live",
+        "25.00 of 100.00 MMACs per image, 25% of the inputs and 50% of the outputs live",
         "ideal speed-up 4.00x, realised 2.00x, efficiency 50%",
         "the same bits",
         "1.0e-07",
