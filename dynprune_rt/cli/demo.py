@@ -26,9 +26,7 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads", type=positive, default=1, metavar="N", help="default: %(default)s"
-    )
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--images", type=Path, metavar="FILE", help="other CIFAR-10 images: test_batch.bin or .npz")
     parser.add_argument("--limit", type=positive, default=400, metavar="N", help="images (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
