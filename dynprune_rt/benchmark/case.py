@@ -50,8 +50,9 @@ def zoo_case(
     ``images``: number of different batches. ``onnx``: export the dense network for the peers that need it.
     Raises DynpruneError for unknown names.
     """
-    import torch
+    from dynprune_rt.frontend.torch_version import require_torch
 
+    torch = require_torch()
     from dynprune_rt import convert, models
 
     size = input_size or models.entry(name).input_size

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-pin", action="store_true", help="leave the choice of cores to the system")
     parser.add_argument("--rounds", type=positive, default=15, metavar="N", help="default: %(default)s")
-    parser.add_argument("--peers", metavar="LIST", help="comma-separated, or none (default: all that are installed)")
+    parser.add_argument("--peers", metavar="LIST", help="of openvino, onnxruntime, torch.compile, torch-eager; or none")
     parser.add_argument("--refcheck", action="store_true", help="compare the outputs with torch")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the result with all circumstances ('-': stdout)"

@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
         return _list()
     if args.model is None:
         raise DynpruneError("which model? Give a zoo name or package.module:factory, or --list")
-    _require_torch()
-    import torch
+    from dynprune_rt.frontend.torch_version import require_torch
 
+    torch = require_torch()
     import dynprune_rt
     from dynprune_rt import models
 
@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list() -> int:
-    _require_torch()
+    from dynprune_rt.frontend.torch_version import require_torch
+
+    require_torch()
     from dynprune_rt import models
 
     print("networks: " + ", ".join(models.available()))
@@ -82,13 +84,6 @@ def _list() -> int:
     for name, style in models.GATES.items():
         print(f"  {name:<{width}}  {style.about}")
     return 0
-
-
-def _require_torch() -> None:
-    try:
-        importlib.import_module("torch")
-    except ImportError as error:
-        raise ConversionError(f"conversion needs torch, which cannot be imported: {error}") from None
 
 
 def _own_model(reference: str) -> Any:
@@ -112,9 +107,9 @@ def _own_model(reference: str) -> Any:
 
 
 def _load_weights(module: Any, path: Path) -> None:
-    from safetensors.torch import load_file
-
     try:
+        from safetensors.torch import load_file
+
         module.load_state_dict(load_file(str(path)))
     except Exception as error:
         raise ConversionError(f"cannot load {path} into the model: {error}") from None

@@ -26,8 +26,10 @@ def load_weights(model: nn.Module, path: str | Path) -> list[str]:
 
     Raises DynpruneError naming every missing, superfluous or differently shaped tensor.
     """
-    from safetensors.torch import load_file
-
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise DynpruneError("loading weights needs safetensors: pip install safetensors") from None
     try:
         tensors = load_file(str(path))
     except Exception as error:

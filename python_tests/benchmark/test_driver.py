@@ -8,7 +8,7 @@ import pytest
 from dynprune_rt.benchmark import BenchmarkOptions, program_case, run_benchmark, zoo_case
 from dynprune_rt.errors import DynpruneError
 
-QUICK = BenchmarkOptions(rounds=1, slot_ms=0.0, peers=("torch eager",), cores=(), refcheck=True)
+QUICK = BenchmarkOptions(rounds=1, slot_ms=0.0, peers=("torch-eager",), cores=(), refcheck=True)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def case():
 def test_rows_and_ratios(case):
     seen = []
     report = run_benchmark(case, QUICK, lambda done, total, what: seen.append((done, total, what)))
-    assert [row.name for row in report.rows] == ["gated", "gated, skip=False", "dense", "torch eager"]
+    assert [row.name for row in report.rows] == ["gated", "gated, skip=False", "dense", "torch-eager"]
     assert all(row.median_ms > 0 and row.error < 1e-4 for row in report.rows)
     assert report.bit_identical
     assert report.dense_macs == case.dense.dense_macs
@@ -43,8 +43,8 @@ def test_a_failing_peer_does_not_end_the_run(case, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("out of luck\nsecond line")
 
-    monkeypatch.setattr(PEERS["torch eager"], "prepare", fail)
-    assert run_benchmark(case, QUICK).row("torch eager").skipped == "RuntimeError: out of luck"
+    monkeypatch.setattr(PEERS["torch-eager"], "prepare", fail)
+    assert run_benchmark(case, QUICK).row("torch-eager").skipped == "RuntimeError: out of luck"
 
 
 def test_refcheck_refuses_wrong_outputs(case):

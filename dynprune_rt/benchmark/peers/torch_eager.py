@@ -14,7 +14,7 @@ from dynprune_rt.benchmark.timing import Runner
 class TorchEager:
     """What most people run without further thought; never to be quoted alone as "dense"."""
 
-    name = "torch eager"
+    name = "torch-eager"
     settings = "channels_last, inference mode"
 
     def missing(self, network: DenseNetwork) -> str | None:
