@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,13 +30,15 @@ def load_images(path: str | Path, limit: int | None = None) -> tuple[np.ndarray,
     try:
         if path.suffix == ".bin":
             return _from_records(np.fromfile(path, np.uint8), limit)
+        if path.suffix != ".npz":
+            raise ValueError("neither .bin nor .npz")
         with np.load(path, allow_pickle=False) as data:
             if {"images", "labels"} <= set(data.files):
                 return data["images"][:limit], data["labels"][:limit].astype(np.int64)
             if {"blob", "offset", "y"} <= set(data.files):
                 images = _from_sheets(data["blob"], data["offset"], limit)
                 return images, data["y"][: len(images)].astype(np.int64)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DynpruneError(f"cannot read {path}: {error}") from None
     raise DynpruneError(f"{path}: expected a CIFAR-10 .bin file, or .npz with images, labels or blob, offset, y")
 

@@ -35,7 +35,7 @@ def test_pickles_are_refused(tmp_path):
         read_array(tmp_path / "a.npy")
 
 
-@pytest.mark.parametrize("content", [b"", b"not numpy", b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize("content", [b"", b"not numpy", b"\x93NUMPY\x01\x00", b"PK\x03\x04 broken"])
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
 def test_damaged_files(tmp_path, content, suffix):
     path = tmp_path / f"a.{suffix}"
