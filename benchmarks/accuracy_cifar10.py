@@ -177,7 +177,9 @@ def main() -> int:
         for case in result.disagreements:
             print(f"{result.network}: {case}")
     if args.json is not None:
-        facts = {"command": shlex.join(["python", *sys.argv]), "machine": machine_facts()}
+        # Where the files lie is nobody else's business.
+        command = shlex.join(["python", *(Path(part).name if "/" in part else part for part in sys.argv)])
+        facts = {"command": command, "machine": machine_facts()}
         args.json.write_text(json.dumps({**facts, "results": [asdict(r) for r in results]}, indent=1) + "\n")
     return 0
 

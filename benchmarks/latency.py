@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,13 @@ def result_path(name: str, share: float, batch: int, threads: int) -> Path:
 def measure(name: str, share: float, batch: int, threads: int, rounds: int) -> None:
     """Run one benchmark in a fresh process. Raises CalledProcessError if it fails."""
     path = result_path(name, share, batch, threads)
-    options = {"--share": share, "--batch": batch, "--threads": threads, "--rounds": rounds, "--json": path}
+    options = {
+        "--share": share,
+        "--batch": batch,
+        "--threads": threads,
+        "--rounds": rounds,
+        "--json": os.path.relpath(path),
+    }
     arguments = [str(part) for pair in options.items() for part in pair]
     subprocess.run([sys.executable, "-m", "dynprune_rt.cli", "bench", name, "--refcheck", *arguments], check=True)
 

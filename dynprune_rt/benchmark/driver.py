@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,11 +57,18 @@ def run_benchmark(
     if cores and len(cores) < options.threads:
         raise DynpruneError(f"{options.threads} threads need as many cores; pinned to {cores}")
     notify = progress or (lambda done, total, what: None)
+    machine = machine_facts()
     with pinned(cores or None):
-        return _run(case, options, cores, notify)
+        return _run(case, options, cores, machine, notify)
 
 
-def _run(case: Case, options: BenchmarkOptions, cores: list[int], notify: Callable[[int, int, str], None]) -> Report:
+def _run(
+    case: Case,
+    options: BenchmarkOptions,
+    cores: list[int],
+    machine: dict[str, Any],
+    notify: Callable[[int, int, str], None],
+) -> Report:
     session = _load(case.program, options.threads)
     rows = [Row("gated", "this runtime, skipping"), Row("gated, skip=False", "this runtime, masked dense")]
     runners: dict[str, Runner] = {
@@ -103,7 +111,7 @@ def _run(case: Case, options: BenchmarkOptions, cores: list[int], notify: Callab
     dense_macs = case.dense.dense_macs if case.dense is not None else profiles[0].dense_macs / profiles[0].batch
     return Report(
         facts=case.facts,
-        machine={**machine_facts(), "isa": profiles[0].isa},
+        machine={**machine, "isa": profiles[0].isa},
         command=shlex.join(["dynprune", *sys.argv[1:]]),
         settings={"threads": options.threads, "cores": cores or "not pinned", "rounds": options.rounds},
         macs=sum(profile.macs for profile in profiles) / images,

@@ -10,8 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import dynprune_rt
+
 #: Distributions whose versions are recorded where installed.
-DISTRIBUTIONS = ("dynprune-rt", "numpy", "torch", "onnxruntime", "openvino", "onnx", "triton", "pybind11")
+DISTRIBUTIONS = ("numpy", "torch", "onnxruntime", "openvino", "onnx", "triton", "pybind11")
 
 
 def cpu_model() -> str:
@@ -47,7 +49,7 @@ def distinct_cores() -> list[int]:
 
 def versions() -> dict[str, str]:
     """Versions of the installed distributions that matter for speed."""
-    found = {}
+    found = {"dynprune-rt": dynprune_rt.__version__}
     for name in DISTRIBUTIONS:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
