@@ -28,7 +28,7 @@ _R56: dict[str, Any] = {"arch": "cifar_resnet56", "weights": "cifar10_resnet56.s
 
 #: Recipes by name: architecture, method, and per cent of the MACs removed. Each distils from the dense network.
 RECIPES: dict[str, Recipe] = {
-    "resnet20_di50": Recipe(**_R20, method="di", target=0.5, settings=Settings(epochs=11)),
+    "resnet20_di50": Recipe(**_R20, method="di", target=0.5, settings=Settings(epochs=10)),
     "resnet20_di30": Recipe(**_R20, method="di", target=0.7, settings=Settings(epochs=14)),
     "resnet20_fbs50": Recipe(**_R20, method="fbs", target=0.5, settings=Settings(epochs=18)),
     "resnet20_fbs50_threshold": Recipe(
