@@ -81,7 +81,7 @@ def test_training_learns_and_meets_its_target(name):
     result = train(model, Batches(data, 32, augment=True, shift=1), method, settings=settings, calibration=batches)
     unseen = Batches(coloured(200, seed=5), 100)
     assert accuracy(result.model, unseen) > 0.6
-    left = methods.measure_activity(model, result.model, method, [x for x, _ in batches])
+    left = methods.measure_activity(model, result.model, result.method, [x for x, _ in batches])
     target = METHODS[name]["target"]
     assert left.macs_left == pytest.approx(target, abs=0.08)
     assert 0.0 <= left.static_share <= 1.0
