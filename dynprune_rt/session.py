@@ -35,7 +35,7 @@ def load(source: str | os.PathLike[str] | Program, device: str = "cpu", threads:
 
 
 def cpu_isa() -> str:
-    """The instruction set that `load` would use now: "generic", "avx2" or "avx512".
+    """The instruction set that `load` would use now: "generic", "avx2", "avx512" or "avx512_vnni".
 
     Raises DeviceError when DYNPRUNE_RT_ISA names an unknown one, or one that this CPU lacks.
     """

@@ -79,8 +79,8 @@ using QuantizedScratchFn = size_t (*)(const QuantizedConvShape&);
 using QuantizedConvFn = void (*)(const QuantizedConvShape&, const QuantizedWeights&, const QuantizedConvCall&,
                                  int32_t first, int32_t last, void* scratch);
 
-// Depthwise: channel c of the output reads channel c of the input. Positions of both maps are the same list,
-// call.out_channel; call.in_channel is not read. No residual. Computes planes [first, last).
+// Depthwise: channel c of the output reads channel c of the input, or zeros where that is not listed.
+// No residual. Computes planes [first, last).
 using QuantizedDepthwiseFn = void (*)(const QuantizedConvShape&, const QuantizedWeights&, const QuantizedConvCall&,
                                       int32_t first, int32_t last);
 

@@ -207,7 +207,7 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
   const int64_t guard = reach * pitch + reach;
   const Model model(c, random);
   const auto live_in = random.subset(c.in_channels, c.live_in);
-  const auto live_out = c.depthwise ? live_in : random.subset(c.out_channels, c.live_out);
+  const auto live_out = random.subset(c.out_channels, c.live_out);
   QuantizedMap in(geometry, c.in_channels, c.in_type, guard, guard);
   in.randomize(random);
   in.fill_words(0);
@@ -337,11 +337,15 @@ void test_convolutions(const Kernels& kernels) {
   for (int32_t n : {1, 4, 6, 33})
     for (const auto& size : sizes)
       for (QuantizedType type : {u8, s8}) {
-        ConvCase c{n,          n,           size[0], size[1], 3,    type, type == u8 ? s8 : u8, u8, 0.0f,
-                   -kInfinity, (n + 1) / 2, 0,       true,    true, true};
+        ConvCase c{n,          n,           size[0],         size[1], 3,    type, type == u8 ? s8 : u8, u8, 0.0f,
+                   -kInfinity, (n + 1) / 2, (2 * n + 2) / 3, true,    true, true};
         test_conv(kernels, c, seed++);
-        c.live_in = n;
+        std::swap(c.live_in, c.live_out);
         c.gate = c.shift = false;
+        test_conv(kernels, c, seed++);
+        c.live_in = c.live_out = n;
+        test_conv(kernels, c, seed++);
+        c.live_in = 0;
         test_conv(kernels, c, seed++);
       }
 }

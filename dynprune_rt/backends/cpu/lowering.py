@@ -16,10 +16,11 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.flat_ops import FLAT_OPS, encode
-from dynprune_rt.backends.cpu.geometry import PitchClass
+from dynprune_rt.backends.cpu.geometry import GROUP, PitchClass
 from dynprune_rt.backends.cpu.storage import Arena, FlatStorage, FlatView, MapView, PlaneStorage, Storage
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Graph, Node, Value
+from dynprune_rt.ir.types import QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,10 @@ class Recorder:
         return value in self._maps
 
     def new_map(self, value: Value, pitch_class: PitchClass | None = None) -> MapView:
-        """Own planes for a map value."""
+        """Own planes for a map value: one per channel, or per group of channels of a quantised map."""
         _, channels, height, width = value.type.shape
-        view = self.new_planes(channels, height, width, pitch_class)
+        planes = -(-channels // GROUP) if value.type.dtype in QUANTIZED else channels
+        view = self.new_planes(planes, height, width, pitch_class)
         return self.bind_map(value, view)
 
     def new_planes(
@@ -159,6 +161,8 @@ class Recorder:
     def as_map(self, value: Value) -> MapView:
         """The planes of a map value, loaded from its flat form if it has no other."""
         if value not in self._maps:
+            if value.type.dtype in QUANTIZED:
+                raise DeviceError(f"no kernel makes the quantised value {value.name} ({value.type})")
             view = self.new_map(value)
             name = value.name
             if value in self.graph.inputs:
@@ -192,6 +196,8 @@ class Recorder:
         self._flats[value] = FlatView(per_image_shape(value), source.storage, source.constant)
 
     def as_flat(self, value: Value) -> FlatView:
+        if value.type.dtype in QUANTIZED:
+            raise DeviceError(f"the quantised value {value.name} ({value.type}) has to be dequantized here")
         if value in self._flats:
             return self._flats[value]
         if self.graph.is_constant(value):
@@ -303,8 +309,10 @@ class Recorder:
             height, width = -(-source.height // stride[0]), -(-source.width // stride[1])
             view = self.new_planes(source.channels, height, width, phases=stride[0] * stride[1])
             self._phases[key] = view
+            quantized = value.type.dtype in QUANTIZED
+            add_split = self.builder.add_quantized_phase_split if quantized else self.builder.add_phase_split
             self.step(
-                lambda: self.builder.add_phase_split(
+                lambda: add_split(
                     value.name,
                     stride_h=stride[0],
                     stride_w=stride[1],
@@ -400,7 +408,7 @@ def lower(graph: Graph, isa: str = "") -> CpuPlan:
 def _record_output(recorder: Recorder, index: int, value: Value) -> None:
     builder = recorder.builder
     name = value.name
-    if recorder.has_map(value):
+    if recorder.has_map(value) and value.type.dtype not in QUANTIZED:
         view, live = recorder.as_map(value), recorder.live_list(value)
         recorder.step(
             lambda: builder.add_store_planes(
