@@ -196,6 +196,16 @@ def test_every_isa_computes_the_same_integer_maps(isa, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), want)
 
 
+def test_a_session_says_when_int8_runs_in_portable_code(tmp_path):
+    graph = plain_with_pool()
+    quantize(Program(graph), [images(2, graph)]).save(tmp_path / "q.dpr")
+    code = f"import dynprune_rt as dp; dp.load({str(tmp_path / 'q.dpr')!r}); dp.load({str(tmp_path / 'q.dpr')!r})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "DYNPRUNE_RT_ISA": "generic"}, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and result.stderr.count("portable") == 1, result.stderr
+
+
 def test_executed_macs_are_live_in_times_live_out():
     graph = gated_resnet(6)
     quantized = quantize(Program(graph), [images(8, graph)])
