@@ -133,6 +133,7 @@ class PlanBuilder:
         weights: np.ndarray,
         depthwise: bool,
         tap_offset: Sequence[int],
+        tap_column: Sequence[int],
         scale: np.ndarray,
         bias: np.ndarray,
         gate: int,

@@ -359,10 +359,10 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
   builder.def(
       "add_quantized_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
-         const ByteArray& weights, bool depthwise, std::vector<int32_t> tap_offset, const FloatArray& scale,
-         const FloatArray& bias, int32_t gate, int32_t shift, QuantizedType in_type, QuantizedType out_type,
-         QuantizedType residual_type, float residual_scale, float inner_low, int32_t in_list, int32_t out_list,
-         int32_t pass_list, int64_t macs_per_pair) {
+         const ByteArray& weights, bool depthwise, std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column,
+         const FloatArray& scale, const FloatArray& bias, int32_t gate, int32_t shift, QuantizedType in_type,
+         QuantizedType out_type, QuantizedType residual_type, float residual_scale, float inner_low, int32_t in_list,
+         int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
         const auto columns = depthwise ? 1 : in_channels;
         if (weights.ndim() != 4 || weights.shape(1) != columns ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
@@ -374,6 +374,7 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         p.out_channels = static_cast<int32_t>(weights.shape(0));
         p.depthwise = depthwise;
         p.tap_offset = std::move(tap_offset);
+        p.tap_column = std::move(tap_column);
         p.weights = weights.data();
         p.scale = floats_of(scale);
         p.bias = floats_of(bias);
@@ -391,9 +392,10 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         b.add_quantized_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
-      py::arg("depthwise"), py::arg("tap_offset"), py::arg("scale"), py::arg("bias"), py::arg("gate"), py::arg("shift"),
-      py::arg("in_type"), py::arg("out_type"), py::arg("residual_type"), py::arg("residual_scale"),
-      py::arg("inner_low"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
+      py::arg("depthwise"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("scale"), py::arg("bias"),
+      py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"), py::arg("residual_type"),
+      py::arg("residual_scale"), py::arg("inner_low"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
+      py::arg("macs_per_pair"));
   builder
       .def(
           "add_quantize",

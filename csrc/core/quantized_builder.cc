@@ -34,7 +34,7 @@ void PlanBuilder::add_quantized_conv(const std::string& name, QuantizedConvParam
   check_quantized_map(p.in_map, p.in_channels);
   check_quantized_map(p.out_map, p.out_channels);
   if (p.in_channels > kMaxInputChannels) fail(name + ": too many input channels for the int8 kernels");
-  if (p.tap_offset.empty() || !p.weights) fail(name + ": no weights");
+  if (p.tap_offset.empty() || p.tap_column.size() != p.tap_offset.size() || !p.weights) fail(name + ": no weights");
   if (plan_->shape_of(p.in_map).pitch != plan_->shape_of(p.out_map).pitch)
     fail(name + ": input and output pitch differ");
   const auto out = static_cast<size_t>(p.out_channels);
@@ -71,7 +71,9 @@ void PlanBuilder::add_dequantize(const std::string& name, DequantizeStep::Params
   check_map(p.out_map);
   check_quantized_map(p.in_map, channels(p.out_map));
   check_list(p.list, channels(p.out_map));
-  if (plan_->shape_of(p.in_map).pitch != plan_->shape_of(p.out_map).pitch) fail(name + ": pitch differs");
+  const cpu::PlaneShape& in = plan_->shape_of(p.in_map);
+  const cpu::PlaneShape& out = plan_->shape_of(p.out_map);
+  if (in.height != out.height || in.width != out.width) fail(name + ": sizes differ");
   append(name, "dequantize", std::make_unique<DequantizeStep>(p));
 }
 

@@ -51,20 +51,30 @@ int32_t first_entry(const LiveList& out, bool adds, int rank, int size) {
   return first;
 }
 
+// Positions from which a tap `column` columns to the right stays inside its row.
+std::vector<uint16_t> mask_of_column(const cpu::PlaneShape& shape, int32_t column) {
+  std::vector<uint16_t> mask(static_cast<size_t>(shape.blocks), 0);
+  for (int64_t p = 0; p < static_cast<int64_t>(shape.blocks) * cpu::kBlock; ++p) {
+    const int64_t x = p % shape.pitch + column;
+    if (x >= 0 && x < shape.pitch)
+      mask[static_cast<size_t>(p / cpu::kBlock)] |= static_cast<uint16_t>(1u << (p % cpu::kBlock));
+  }
+  return mask;
+}
+
 }  // namespace
 
 QuantizedConvStep::QuantizedConvStep(const Plan& plan, QuantizedConvParams params) : p_(std::move(params)) {
   const auto taps = static_cast<int32_t>(p_.tap_offset.size());
   const int32_t columns = p_.depthwise ? 1 : p_.in_channels;
-  shape_ = {columns,
-            p_.out_channels,
-            taps,
-            p_.tap_offset.data(),
-            plan.shape_of(p_.out_map),
-            p_.in_type,
-            p_.out_type,
-            p_.residual_type,
-            p_.residual_scale,
+  const cpu::PlaneShape& out = plan.shape_of(p_.out_map);
+  for (int32_t column : p_.tap_column) {
+    std::vector<uint16_t>& mask = column_mask_[column];
+    if (mask.empty()) mask = mask_of_column(out, column);
+    tap_mask_.push_back(mask.data());
+  }
+  shape_ = {columns,     p_.out_channels, taps,        p_.tap_offset.data(), tap_mask_.data(),
+            out,         p_.in_type,      p_.out_type, p_.residual_type,     p_.residual_scale,
             p_.inner_low};
   const int32_t row_channels = cpu::quantized_row_channels(columns);
   const int64_t row_bytes = static_cast<int64_t>(taps) * row_channels;
@@ -160,12 +170,13 @@ void QuantizeStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
 
 void DequantizeStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& list = context.lists[p_.list];
-  const cpu::PlaneShape& shape = plan.shape_of(p_.out_map);
+  const cpu::PlaneShape& in = plan.shape_of(p_.in_map);
+  const cpu::PlaneShape& out = plan.shape_of(p_.out_map);
   record_lists(context, list);
-  for_each_plane(list, shape.blocks, team, [&](int32_t i) {
+  for_each_plane(list, out.blocks, team, [&](int32_t i) {
     const uint32_t* words = plane(plan, context, p_.in_map, i);
     for (int32_t a = 0; a < kChannelsPerWord && i * kChannelsPerWord + a < list.count; ++a)
-      plan.kernels->quantized->dequantize(shape, words, a, p_.scale, p_.type,
+      plan.kernels->quantized->dequantize(in, out, words, a, p_.scale, p_.type,
                                           plan.plane(context, p_.out_map, list.index[i * kChannelsPerWord + a]));
   });
 }

@@ -2,6 +2,7 @@
 // spaced in the arena; how many of them are in use depends on the live list.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -14,10 +15,10 @@ struct QuantizedConvParams {
   int32_t in_map = -1, out_map = -1;  // with a residual, out_map holds it before the step
   int32_t in_channels = 0, out_channels = 0;
   bool depthwise = false;
-  std::vector<int32_t> tap_offset;
-  const int8_t* weights = nullptr;  // [K][C/groups][taps], read by the constructor only
-  std::vector<float> scale, bias;   // [K]
-  int32_t gate = -1, shift = -1;    // flat tensors [K]
+  std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
+  const int8_t* weights = nullptr;              // [K][C/groups][taps], read by the constructor only
+  std::vector<float> scale, bias;               // [K]
+  int32_t gate = -1, shift = -1;                // flat tensors [K]
   cpu::QuantizedType in_type{}, out_type{}, residual_type{};
   float residual_scale = 0.0f;  // 0 = no residual
   float inner_low = 0.0f;
@@ -38,6 +39,8 @@ class QuantizedConvStep final : public Step {
 
   QuantizedConvParams p_;
   cpu::QuantizedConvShape shape_{};
+  std::map<int32_t, std::vector<uint16_t>> column_mask_;  // by tap column
+  std::vector<const uint16_t*> tap_mask_;
   std::vector<int8_t> rows_;
   std::vector<int32_t> row_sum_;
 };

@@ -59,10 +59,13 @@ DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t
   int64_t at = 0;
   for (int32_t t = 0; t < job.shape.taps; ++t) {
     const uint32_t* x = job.input + position + job.shape.tap_offset[t];
+    const uint16_t* tap_mask = job.shape.tap_mask[t] + position / kBlock;
+    __mmask16 inside[Vectors];
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) inside[j] = tap_mask[j];
     for (int32_t g = 0; g < words; ++g, x += stride, at += 4) {
       __m512i in[Vectors];
       DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-        in[j] = _mm512_loadu_si512(x + 16 * j);
+        in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
         if (Signed) in[j] = _mm512_xor_si512(in[j], flip);
         asm volatile("" : "+v"(in[j]));  // one load, not one per use
       }
@@ -76,12 +79,11 @@ DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t
   }
 }
 
-// Whole words of a map that is written in list order.
-template <int Rows, int Vectors, bool Signed>
-void write_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
+// Finishes sums into whole words of a map that is written in list order.
+template <int Rows, int Vectors>
+DYNPRUNE_INLINE void write_sums(const ConvJob& job, const RowBlock& block, int64_t position,
+                                const __m512i (&acc)[Rows][Vectors]) {
   static_assert(Rows % kChannelsPerWord == 0, "a tile writes whole words");
-  __m512i acc[Rows][Vectors];
-  multiply<Rows, Vectors, Signed>(job, block, position, acc);
   const bool is_signed = job.shape.out_type == QuantizedType::kS8;
   DYNPRUNE_UNROLL for (int q = 0; q < Rows / 4; ++q) {
     uint32_t* y = block.target[q] + position;
@@ -95,6 +97,13 @@ void write_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
                    is_signed ? pack_s8(rounded) : pack_u8(rounded));
     }
   }
+}
+
+template <int Rows, int Vectors, bool Signed>
+void write_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
+  __m512i acc[Rows][Vectors];
+  multiply<Rows, Vectors, Signed>(job, block, position, acc);
+  write_sums<Rows, Vectors>(job, block, position, acc);
 }
 
 // Sums into the residual stream: finished values go to slots, then every group plane is read, added to and written.
@@ -119,10 +128,9 @@ __attribute__((noinline)) void add_residual(const ConvJob& job, const RowBlock& 
   }
 }
 
-template <int Rows, int Vectors, bool Signed>
-void add_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
-  __m512i acc[Rows][Vectors];
-  multiply<Rows, Vectors, Signed>(job, block, position, acc);
+template <int Rows, int Vectors>
+DYNPRUNE_INLINE void add_sums(const ConvJob& job, const RowBlock& block, int64_t position,
+                              const __m512i (&acc)[Rows][Vectors]) {
   const __m512 low = _mm512_set1_ps(job.shape.inner_low);
   const bool integers = adds_integers(job.shape);
   DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
@@ -134,6 +142,81 @@ void add_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
   }
   add_residual(job, block, position, Vectors);
 }
+
+template <int Rows, int Vectors, bool Signed>
+void add_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
+  __m512i acc[Rows][Vectors];
+  multiply<Rows, Vectors, Signed>(job, block, position, acc);
+  add_sums<Rows, Vectors>(job, block, position, acc);
+}
+
+// A few positions at the end of a map, which would leave most lanes of a vector idle: their inputs are gathered into
+// columns in the order of the weights, and every output is a dot product of two runs of bytes.
+struct Leftover {
+  int32_t positions;  // 0: none
+  int64_t first;
+  int64_t bytes;     // of a column, in whole vectors; zeros after the last word
+  uint8_t* columns;  // [positions][bytes]
+};
+
+constexpr int kMaxLeftover = 8;
+
+// Dot products spend about ten instructions per output and position on adding up lanes.
+DYNPRUNE_INLINE bool dots_pay(int positions, int64_t words) {
+  return positions > 0 && positions <= kMaxLeftover && words * (kBlock - positions) > int64_t{160} * positions;
+}
+
+void gather_columns(const ConvJob& job, const Leftover& leftover) {
+  const uint32_t flip = job.shape.in_type == QuantizedType::kS8 ? 0x80808080u : 0u;
+  for (int32_t l = 0; l < leftover.positions; ++l) {
+    const int64_t position = leftover.first + l;
+    auto* column = reinterpret_cast<uint32_t*>(leftover.columns + l * leftover.bytes);
+    int64_t at = 0;
+    for (int32_t t = 0; t < job.shape.taps; ++t) {
+      const bool inside = job.shape.tap_mask[t][position / kBlock] >> (position % kBlock) & 1;
+      const uint32_t* x = job.input + position + job.shape.tap_offset[t];
+      for (int32_t g = 0; g < job.words; ++g, ++at) column[at] = (inside ? x[g * job.input_stride] : 0u) ^ flip;
+    }
+    for (; at * 4 < leftover.bytes; ++at) column[at] = 0;
+  }
+}
+
+// Sums of the leftover positions for Rows outputs, as the first lanes of one vector.
+template <int Rows>
+void leftover_sums(const Leftover& leftover, const RowBlock& block, bool is_signed, __m512i (&acc)[Rows][1]) {
+  alignas(64) int32_t sums[Rows][kBlock] = {};
+  for (int32_t l = 0; l < leftover.positions; ++l) {
+    const uint8_t* column = leftover.columns + l * leftover.bytes;
+    __m512i dot[Rows];
+    DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) dot[k] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < leftover.bytes; i += 64) {
+      const __m512i x = _mm512_load_si512(column + i);
+      DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) add_products(dot[k], x, _mm512_loadu_si512(block.weight[k] + i));
+    }
+    DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) sums[k][l] =
+        _mm512_reduce_add_epi32(dot[k]) + (is_signed ? block.start[k] : 0);
+  }
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) acc[k][0] = _mm512_load_si512(sums[k]);
+}
+
+template <int Rows>
+void write_leftover(const ConvJob& job, const RowBlock& block, const Leftover& leftover) {
+  __m512i acc[Rows][1];
+  leftover_sums<Rows>(leftover, block, job.shape.in_type == QuantizedType::kS8, acc);
+  write_sums<Rows, 1>(job, block, leftover.first, acc);
+}
+
+template <int Rows>
+void add_leftover(const ConvJob& job, const RowBlock& block, const Leftover& leftover) {
+  __m512i acc[Rows][1];
+  leftover_sums<Rows>(leftover, block, job.shape.in_type == QuantizedType::kS8, acc);
+  add_sums<Rows, 1>(job, block, leftover.first, acc);
+}
+
+using LeftoverFn = void (*)(const ConvJob&, const RowBlock&, const Leftover&);
+constexpr LeftoverFn kWriteLeftover[2] = {&write_leftover<4>, &write_leftover<8>};
+constexpr LeftoverFn kAddLeftover[kTileRows] = {&add_leftover<1>, &add_leftover<2>, &add_leftover<3>, &add_leftover<4>,
+                                                &add_leftover<5>, &add_leftover<6>, &add_leftover<7>, &add_leftover<8>};
 
 using TileFn = void (*)(const ConvJob&, const RowBlock&, int64_t);
 #define TILES_3(TILE, R, S) &TILE<R, 1, S>, &TILE<R, 2, S>, &TILE<R, 3, S>
@@ -160,6 +243,8 @@ struct Scratch {
     at += sizeof(__m512i) * kTileRows * 4 * kMaxVectors;
     table = at;
     at += RowCompaction::table_bytes(quantized_row_channels(shape.in_channels));
+    columns = at;
+    at += kMaxLeftover * row_capacity(shape);
     rows = at;
   }
   static int64_t row_capacity(const QuantizedConvShape& shape) {
@@ -168,13 +253,14 @@ struct Scratch {
   }
   __m512i* slots;
   uint8_t* table;
+  uint8_t* columns;
   uint8_t* rows;
 };
 
 size_t quantized_conv_scratch(const QuantizedConvShape& shape) {
   const int32_t channels = quantized_row_channels(shape.in_channels);
   return sizeof(__m512i) * kTileRows * 4 * kMaxVectors + RowCompaction::table_bytes(channels) +
-         static_cast<size_t>(kTileRows * Scratch::row_capacity(shape));
+         static_cast<size_t>((kMaxLeftover + kTileRows) * Scratch::row_capacity(shape));
 }
 
 // Where the outputs of a block go; fills everything but the weights.
@@ -217,6 +303,12 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
   if (compact) compaction.plan(row_channels, shape.taps, call.in_channel, call.n_in, scratch.table);
   const ConvJob job{shape, call.input.data, call.input.stride, (call.n_in + 3) / 4, scratch.slots};
   const int64_t capacity = Scratch::row_capacity(shape);
+  const int64_t row_words = static_cast<int64_t>(shape.taps) * job.words;
+  const int32_t positions = (shape.out.height - 1) * shape.out.pitch + shape.out.width;
+  Leftover leftover{positions % kBlock, positions / kBlock * kBlock, (row_words * 4 + 63) / 64 * 64, scratch.columns};
+  if (!dots_pay(leftover.positions, row_words)) leftover.positions = 0;
+  if (leftover.positions) gather_columns(job, leftover);
+  const int32_t blocks = shape.out.blocks - (leftover.positions ? 1 : 0);
   for (int32_t entry = first; entry < last; entry += kTileRows) {
     const int32_t count = last - entry < kTileRows ? last - entry : kTileRows;
     RowBlock block;
@@ -242,12 +334,14 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
       for (int32_t i = 0; i < block.targets * 4 * kMaxVectors; ++i) scratch.slots[i] = _mm512_setzero_si512();
     const TileFn* tiles = adds ? kAddTile[is_signed][block.rows - 1] : kWriteTile[is_signed][block.rows / 4 - 1];
     const int32_t most = max_vectors(block.rows);
-    const int32_t parts = (shape.out.blocks + most - 1) / most;
+    const int32_t parts = (blocks + most - 1) / most;
     for (int32_t part = 0; part < parts; ++part) {
-      const auto begin = static_cast<int64_t>(shape.out.blocks) * part / parts;
-      const auto end = static_cast<int64_t>(shape.out.blocks) * (part + 1) / parts;
+      const auto begin = static_cast<int64_t>(blocks) * part / parts;
+      const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
       tiles[end - begin - 1](job, block, begin * kBlock);
     }
+    if (leftover.positions)
+      (adds ? kAddLeftover[block.rows - 1] : kWriteLeftover[block.rows / 4 - 1])(job, block, leftover);
   }
 }
 

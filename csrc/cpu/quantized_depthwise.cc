@@ -70,11 +70,12 @@ void depthwise_tile(const QuantizedConvShape& shape, const WordChannels& word, u
   const __m512i flip = is_signed ? _mm512_set1_epi8(static_cast<char>(0x80)) : _mm512_setzero_si512();
   for (int32_t t = 0; t < shape.taps; ++t) {
     const int64_t at = position + shape.tap_offset[t];
+    const uint16_t* mask = shape.tap_mask[t] + position / kBlock;
     DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) {
       const uint32_t weight = word.row[a] ? static_cast<uint8_t>(word.row[a][t * kChannelsPerWord]) : 0u;
       const __m512i w = _mm512_set1_epi32(static_cast<int32_t>(weight << (8 * word.byte[a])));
       DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-        const __m512i in = _mm512_loadu_si512(word.plane[a] + at + 16 * j);
+        const __m512i in = _mm512_maskz_loadu_epi32(mask[j], word.plane[a] + at + 16 * j);
         add_products(acc[a][j], _mm512_xor_si512(in, flip), w);
       }
     }
@@ -104,8 +105,9 @@ void depthwise_plane(const QuantizedConvShape& shape, const WordChannels& word, 
     for (int32_t a = 0; a < kChannelsPerWord; ++a) {
       int32_t sum = 0;
       for (int32_t t = 0; word.row[a] && t < shape.taps; ++t)
-        sum += byte_of(word.plane[a][p + shape.tap_offset[t]], word.byte[a], shape.in_type) *
-               word.row[a][t * kChannelsPerWord];
+        if (shape.tap_mask[t][p / kBlock] >> (p % kBlock) & 1)
+          sum += byte_of(word.plane[a][p + shape.tap_offset[t]], word.byte[a], shape.in_type) *
+                 word.row[a][t * kChannelsPerWord];
       result = with_byte(result, a, finish(shape, sum, word.scale[a], 0));
     }
     y[p] = result;

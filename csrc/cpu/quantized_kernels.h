@@ -1,11 +1,11 @@
 // The interface between the executor and the int8 kernels.
 //
-// A quantised map holds four channels per 32-bit word: a *group plane* has the geometry of a float plane
-// (kernels.h: PlaneShape, store masks, pads and guards of zeros), one word per position, and channel
-// position i is byte i % 4 of plane i / 4. Positions are the live channels in ascending order, so a map of
-// which n channels are live fills (n + 3) / 4 planes; the bytes after the last live channel are zero.
-// Values are u8 (never negative) or s8 in two's complement, both with zero point 0: pads, fillers and
-// exact zeros are the same bits.
+// A quantised map holds four channels per 32-bit word: a *group plane* is laid out as a float plane
+// (kernels.h: PlaneShape, store masks, guards of zeros), one word per position, and channel position i is
+// byte i % 4 of plane i / 4. Rows need no pad columns: masks blank out taps that leave a row. Positions are the live
+// channels in ascending order, so a map of which n channels are live fills (n + 3) / 4 planes; the bytes after the last
+// live channel are zero. Values are u8 (never negative) or s8 in two's complement, both with zero point 0: pads,
+// fillers and exact zeros are the same bits.
 //
 // Results are the same bits on every ISA: sums are exact integers, and the float arithmetic after them is
 // written as single multiplications and additions in a fixed order.
@@ -33,7 +33,8 @@ struct GroupPlanes {
 struct QuantizedConvShape {
   int32_t in_channels, out_channels;  // of the model
   int32_t taps;
-  const int32_t* tap_offset;  // [taps] words, as in DirectShape
+  const int32_t* tap_offset;        // [taps] words, as in DirectShape
+  const uint16_t* const* tap_mask;  // [taps][out.blocks]: a position whose bit is clear reads zero for this tap
   PlaneShape out;
   QuantizedType in_type, out_type;
   QuantizedType residual_type;
@@ -93,8 +94,9 @@ using QuantizedRescaleFn = void (*)(const PlaneShape&, uint32_t lanes, const flo
 // Four float maps (null = zeros) with rows `x_pitch` floats apart into one plane: round(x * inverse_scale).
 using QuantizeFn = void (*)(const PlaneShape&, const float* const* x, int32_t x_pitch, float inverse_scale,
                             QuantizedType, uint32_t* y);
-// One byte of each word into a float plane: byte * scale.
-using DequantizeFn = void (*)(const PlaneShape&, const uint32_t* x, int32_t byte, float scale, QuantizedType, float* y);
+// One byte of each word into a float plane of equal size: byte * scale.
+using DequantizeFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t byte, float scale,
+                              QuantizedType, float* y);
 // Exact sums and maxima over the pixels of a plane's four channels.
 using QuantizedSumFn = void (*)(const PlaneShape&, const uint32_t* x, QuantizedType, int32_t* sums);
 using QuantizedMaxFn = void (*)(const PlaneShape&, const uint32_t* x, QuantizedType, int32_t* maxima);

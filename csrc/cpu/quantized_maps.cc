@@ -40,17 +40,22 @@ void quantize(const PlaneShape& shape, const float* const* x, int32_t x_pitch, f
   }
 }
 
-void dequantize(const PlaneShape& shape, const uint32_t* x, int32_t byte, float scale, QuantizedType type, float* y) {
-  for (int64_t block = 0; block < shape.blocks; ++block) {
-    const uint32_t* source = x + block * kBlock;
-    float* target = y + block * kBlock;
+void dequantize(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t byte, float scale,
+                QuantizedType type, float* y) {
+  for (int64_t row = 0; row < in.height; ++row) {
+    const uint32_t* source = x + row * in.pitch;
+    float* target = y + row * out.pitch;
+    int32_t i = 0;
 #if defined(DYNPRUNE_QUANTIZED_VECTORS)
-    const __m512 v = _mm512_mul_ps(channel_floats(_mm512_loadu_si512(source), byte, type), _mm512_set1_ps(scale));
-    _mm512_mask_storeu_ps(target, shape.store_mask[block], v);
-#else
-    for (int i = 0; i < kBlock; ++i)
-      if (shape.store_mask[block] >> i & 1) target[i] = static_cast<float>(byte_of(source[i], byte, type)) * scale;
+    for (; i < in.width; i += 16) {
+      const int32_t left = in.width - i;
+      const auto inside = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+      const __m512i words = _mm512_maskz_loadu_epi32(inside, source + i);
+      _mm512_mask_storeu_ps(target + i, inside,
+                            _mm512_mul_ps(channel_floats(words, byte, type), _mm512_set1_ps(scale)));
+    }
 #endif
+    for (; i < in.width; ++i) target[i] = static_cast<float>(byte_of(source[i], byte, type)) * scale;
   }
 }
 

@@ -30,10 +30,14 @@ class Reach:
 
 @dataclass(eq=False)
 class PitchClass:
-    """Maps that share a pitch (union-find node; use `find`)."""
+    """Maps that share a pitch (union-find node; use `find`).
+
+    ``tight``: rows follow one another without pad columns; the kernels mask taps that leave a row.
+    """
 
     width: int
     height: int
+    tight: bool = False
     reach: Reach = field(default_factory=Reach)
     parent: PitchClass | None = None
 
@@ -47,6 +51,7 @@ class PitchClass:
         a, b = self.find(), other.find()
         if a is b:
             return
+        assert a.tight == b.tight, "maps of float and of integer planes have no common pitch"
         b.parent = a
         a.width, a.height = max(a.width, b.width), max(a.height, b.height)
         a._widen(b.reach)
@@ -69,6 +74,8 @@ class PitchClass:
     def pitch(self) -> int:
         """One shared pad column serves as right pad of a row and left pad of the next."""
         root = self.find()
+        if root.tight:
+            return root.width
         return root.width + max(root.reach.left, root.reach.right)
 
     @property

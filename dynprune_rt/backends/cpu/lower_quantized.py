@@ -81,6 +81,7 @@ def lower_quantized_conv2d(recorder: Recorder, node: Node) -> bool:
             weights=weights,
             depthwise=depthwise,
             tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
+            tap_column=[column for _, _, column in taps.offsets],
             scale=scales,
             bias=biases,
             gate=recorder.flat_id(gate_flat),
@@ -153,7 +154,6 @@ def lower_dequantize(recorder: Recorder, node: Node) -> bool:
     if y.live is not x.live:
         raise _refuse(node, "its masks differ")
     source, out = recorder.as_map(x), recorder.new_map(y)
-    source.pitch_class.unite(out.pitch_class)
     live = recorder.live_list(x)
     recorder.step(
         lambda: recorder.builder.add_dequantize(

@@ -130,15 +130,21 @@ class Recorder:
     def new_map(self, value: Value, pitch_class: PitchClass | None = None) -> MapView:
         """Own planes for a map value: one per channel, or per group of channels of a quantised map."""
         _, channels, height, width = value.type.shape
-        planes = -(-channels // GROUP) if value.type.dtype in QUANTIZED else channels
-        view = self.new_planes(planes, height, width, pitch_class)
+        tight = value.type.dtype in QUANTIZED
+        view = self.new_planes(-(-channels // GROUP) if tight else channels, height, width, pitch_class, tight=tight)
         return self.bind_map(value, view)
 
     def new_planes(
-        self, channels: int, height: int, width: int, pitch_class: PitchClass | None = None, phases: int = 1
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        pitch_class: PitchClass | None = None,
+        phases: int = 1,
+        tight: bool = False,
     ) -> MapView:
         """Fresh planes; with ``phases`` the view lists phase 0 of each channel."""
-        own = PitchClass(width, height)
+        own = PitchClass(width, height, tight)
         if pitch_class is not None:
             pitch_class.unite(own)
         storage = PlaneStorage(planes=channels * phases, height=height, width=width, pitch_class=own)
@@ -307,9 +313,9 @@ class Recorder:
         if key not in self._phases:
             source, live = self.as_map(value), self.live_list(value)
             height, width = -(-source.height // stride[0]), -(-source.width // stride[1])
-            view = self.new_planes(source.channels, height, width, phases=stride[0] * stride[1])
-            self._phases[key] = view
             quantized = value.type.dtype in QUANTIZED
+            view = self.new_planes(source.channels, height, width, phases=stride[0] * stride[1], tight=quantized)
+            self._phases[key] = view
             add_split = self.builder.add_quantized_phase_split if quantized else self.builder.add_phase_split
             self.step(
                 lambda: add_split(
