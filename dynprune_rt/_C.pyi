@@ -24,6 +24,10 @@ class WinogradWeights(Enum):
     transformed = 0
     on_the_fly = 1
 
+class QuantizedType(Enum):
+    u8 = 0
+    s8 = 1
+
 class Plan: ...
 
 class Operand:
@@ -119,6 +123,64 @@ class PlanBuilder:
         floats: Sequence[float],
         scratch_offset: int,
     ) -> None: ...
+    def add_quantized_conv(
+        self,
+        name: str,
+        *,
+        in_map: int,
+        out_map: int,
+        in_channels: int,
+        weights: np.ndarray,
+        depthwise: bool,
+        tap_offset: Sequence[int],
+        tap_column: Sequence[int],
+        scale: np.ndarray,
+        bias: np.ndarray,
+        gate: int,
+        shift: int,
+        in_type: QuantizedType,
+        out_type: QuantizedType,
+        residual_type: QuantizedType,
+        residual_scale: float,
+        inner_low: float,
+        in_list: int,
+        out_list: int,
+        pass_list: int,
+        macs_per_pair: int,
+    ) -> None: ...
+    def add_quantize(
+        self,
+        name: str,
+        *,
+        in_map: int,
+        input: int,
+        out_map: int,
+        list: int,
+        inverse_scale: float,
+        type: QuantizedType,
+        in_live: int = -1,
+    ) -> None: ...
+    def add_dequantize(
+        self, name: str, *, in_map: int, out_map: int, list: int, scale: float, type: QuantizedType
+    ) -> None: ...
+    def add_quantized_reduce(
+        self,
+        name: str,
+        *,
+        maximum: bool,
+        in_map: int,
+        out_flat: int,
+        list: int,
+        scale: float,
+        type: QuantizedType,
+    ) -> None: ...
+    def add_quantized_max_pool(
+        self, name: str, *, type: QuantizedType, in_map: int, out_map: int, list: int, **windows: Any
+    ) -> None: ...
+    def add_quantized_phase_split(
+        self, name: str, *, stride_h: int, stride_w: int, phase_stride: int, in_map: int, out_map: int, list: int
+    ) -> None: ...
+    def add_quantized_copy(self, name: str, *, in_map: int, out_map: int) -> None: ...
     def finish(self, arena_size: int) -> Plan: ...
 
 #: Per step: nanoseconds, MACs, live inputs, live outputs, kernel.
@@ -148,6 +210,9 @@ class Executor:
 
 def available_isas() -> list[str]: ...
 def default_isa(isa: str = "") -> str: ...
+def int8_kernels(isa: str = "") -> str:
+    """"vnni", or "portable" for code without instructions for int8."""
+
 def flat_ops(isa: str = "") -> list[str]: ...
 def run_flat_op(
     op: str,

@@ -16,6 +16,7 @@ from dynprune_rt.errors import (
     DeviceError,
     DynpruneError,
     InputError,
+    QuantizationError,
     UnsupportedOperatorError,
     VerificationError,
 )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dynprune_rt.devices import CudaStatus, cuda_status
     from dynprune_rt.profile import Profile
     from dynprune_rt.program import Program
+    from dynprune_rt.quantization import quantize
     from dynprune_rt.session import Session, available_isas, cpu_isa, load
 
 __version__ = "0.1.0"
@@ -41,6 +43,7 @@ _LAZY = {
     "available_isas": "dynprune_rt.session",
     "cpu_isa": "dynprune_rt.session",
     "load": "dynprune_rt.session",
+    "quantize": "dynprune_rt.quantization",
 }
 
 __all__ = [
@@ -52,6 +55,7 @@ __all__ = [
     "InputError",
     "Profile",
     "Program",
+    "QuantizationError",
     "Session",
     "UnsupportedOperatorError",
     "VerificationError",
@@ -60,6 +64,7 @@ __all__ = [
     "cpu_isa",
     "cuda_status",
     "load",
+    "quantize",
 ]
 
 

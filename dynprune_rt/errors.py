@@ -19,6 +19,10 @@ class VerificationError(DynpruneError):
     """The converted program does not reproduce the model, or an IR graph breaks its own rules."""
 
 
+class QuantizationError(DynpruneError):
+    """The program or the calibration data cannot be quantized; the message says which layer and why."""
+
+
 class ArtifactError(DynpruneError):
     """A ``.dpr`` file is truncated, damaged, hostile or of an unknown version."""
 

@@ -45,9 +45,9 @@ class Program:
 
     @property
     def parameters(self) -> int:
-        """Number of float constants in use: weights, biases, folded normalizations."""
+        """Number of constants in use: weights, biases, folded normalizations, scales."""
         used = {v.name: v for node in self.graph.nodes for v in node.operands() if self.graph.is_constant(v)}
-        return sum(v.type.elements for v in used.values() if v.type.dtype == "f32")
+        return sum(v.type.elements for v in used.values() if v.type.dtype in ("f32", "s8"))
 
     @property
     def dense_macs(self) -> int:
@@ -70,7 +70,7 @@ class Program:
 
 def dense_macs(node: Node) -> int:
     """Multiply-accumulates of one node for one image, without skipping; 0 for cheap operators."""
-    if node.op == "conv2d":
+    if node.op in ("conv2d", "quantized_conv2d"):
         weight = _operand(node, 1).type.shape
         return math.prod(weight) * math.prod(node.output.type.shape[2:])
     if node.op in ("linear", "matmul"):
@@ -118,7 +118,7 @@ def _layer_table(graph: Graph) -> Iterator[str]:
     rows = [("layer", "shape", "MACs", "skips inputs by", "skips outputs by")]
     notes = [""]
     for node in graph.nodes:
-        if node.op not in ("conv2d", "linear"):
+        if node.op not in ("conv2d", "quantized_conv2d", "linear"):
             continue
         rows.append(
             (
@@ -148,6 +148,8 @@ def _layer_shape(node: Node) -> str:
         text += f" /{stride[0]}" if stride[0] == stride[1] else f" /{stride[0]}x{stride[1]}"
     if groups > 1:
         text += f" g{groups}"
+    if node.op == "quantized_conv2d":
+        text += " int8"
     return f"{text} @{size[0]}x{size[1]}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def load(source: str | os.PathLike[str] | Program, device: str = "cpu", threads:
 
 
 def cpu_isa() -> str:
-    """The instruction set that `load` would use now: "generic", "avx2" or "avx512".
+    """The instruction set that `load` would use now: "generic", "avx2", "avx512" or "avx512_vnni".
 
     Raises DeviceError when DYNPRUNE_RT_ISA names an unknown one, or one that this CPU lacks.
     """
@@ -66,6 +67,20 @@ def _thread_count(threads: int) -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def _warn_of_portable_int8(program: Program) -> None:
+    """Say once where int8 layers have no instructions of their own: the results are the same, the time is not."""
+    from dynprune_rt import _C
+
+    isa = cpu_isa()
+    if _C.int8_kernels(isa) == "portable" and any(n.op == "quantized_conv2d" for n in program.graph.nodes):
+        warnings.warn(
+            f"int8 layers run in portable code with instruction set {isa!r} (fast ones need AVX-512 VNNI and VBMI): "
+            "same results, but the float32 program is likely to be faster",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 class Session:
     """A program on one device. `run` may be called from several Python threads at once.
 
@@ -78,6 +93,7 @@ class Session:
 
         count = _thread_count(threads)
         self.program = program
+        _warn_of_portable_int8(program)
         self._plan = lower(program.graph, cpu_isa())
         self._executor = _C.Executor(self._plan.plan, count)
         self._output_dtypes = [np.dtype(_NUMPY_DTYPES[d]) for d in self._plan.output_dtypes]

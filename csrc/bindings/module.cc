@@ -15,8 +15,11 @@ namespace dynprune {
 namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
+using ByteArray = py::array_t<int8_t, py::array::c_style>;
 
 std::vector<int64_t> shape_of(const FloatArray& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+std::vector<float> floats_of(const FloatArray& array) { return {array.data(), array.data() + array.size()}; }
 
 cpu::Clamp clamp_of(const std::pair<float, float>& bounds) { return {bounds.first, bounds.second}; }
 
@@ -208,10 +211,15 @@ void bind_enums(py::module_& m) {
       .value("average", PoolStep::Kind::kAverage)
       .value("adaptive_average", PoolStep::Kind::kAdaptiveAverage)
       .value("adaptive_max", PoolStep::Kind::kAdaptiveMax);
+  py::enum_<cpu::QuantizedType>(m, "QuantizedType")
+      .value("u8", cpu::QuantizedType::kU8)
+      .value("s8", cpu::QuantizedType::kS8);
   py::enum_<cpu::WinogradWeights>(m, "WinogradWeights")
       .value("transformed", cpu::WinogradWeights::kTransformed)
       .value("on_the_fly", cpu::WinogradWeights::kOnTheFly);
 }
+
+void bind_quantized_steps(py::class_<PyPlanBuilder>& builder);
 
 void bind_builder(py::module_& m) {
   py::class_<PyPlan, std::shared_ptr<PyPlan>>(m, "Plan");
@@ -343,6 +351,97 @@ void bind_builder(py::module_& m) {
            py::arg("output"))
       .def("add_flat_op", &PyPlanBuilder::add_flat_op, py::arg("name"), py::kw_only(), py::arg("op"), py::arg("inputs"),
            py::arg("outputs"), py::arg("ints"), py::arg("floats"), py::arg("scratch_offset"));
+  bind_quantized_steps(builder);
+}
+
+void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
+  using cpu::QuantizedType;
+  builder.def(
+      "add_quantized_conv",
+      [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
+         const ByteArray& weights, bool depthwise, std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column,
+         const FloatArray& scale, const FloatArray& bias, int32_t gate, int32_t shift, QuantizedType in_type,
+         QuantizedType out_type, QuantizedType residual_type, float residual_scale, float inner_low, int32_t in_list,
+         int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
+        const auto columns = depthwise ? 1 : in_channels;
+        if (weights.ndim() != 4 || weights.shape(1) != columns ||
+            weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
+          throw std::invalid_argument("plan: weights [K,C,R,S] expected");
+        QuantizedConvParams p;
+        p.in_map = in_map;
+        p.out_map = out_map;
+        p.in_channels = in_channels;
+        p.out_channels = static_cast<int32_t>(weights.shape(0));
+        p.depthwise = depthwise;
+        p.tap_offset = std::move(tap_offset);
+        p.tap_column = std::move(tap_column);
+        p.weights = weights.data();
+        p.scale = floats_of(scale);
+        p.bias = floats_of(bias);
+        p.shift = shift;
+        p.gate = gate;
+        p.in_type = in_type;
+        p.out_type = out_type;
+        p.residual_type = residual_type;
+        p.residual_scale = residual_scale;
+        p.inner_low = inner_low;
+        p.in_list = in_list;
+        p.out_list = out_list;
+        p.pass_list = pass_list;
+        p.macs_per_pair = macs_per_pair;
+        b.add_quantized_conv(name, std::move(p));
+      },
+      py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
+      py::arg("depthwise"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("scale"), py::arg("bias"),
+      py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"), py::arg("residual_type"),
+      py::arg("residual_scale"), py::arg("inner_low"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
+      py::arg("macs_per_pair"));
+  builder
+      .def(
+          "add_quantize",
+          [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t input, int32_t out_map, int32_t list,
+             float inverse_scale, QuantizedType type,
+             int32_t in_live) { b.add_quantize(name, {in_map, input, out_map, list, inverse_scale, type, in_live}); },
+          py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("input"), py::arg("out_map"), py::arg("list"),
+          py::arg("inverse_scale"), py::arg("type"), py::arg("in_live") = -1)
+      .def(
+          "add_dequantize",
+          [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t list, float scale,
+             QuantizedType type) { b.add_dequantize(name, {in_map, out_map, list, scale, type}); },
+          py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("list"), py::arg("scale"),
+          py::arg("type"))
+      .def(
+          "add_quantized_reduce",
+          [](PyPlanBuilder& b, const std::string& name, bool maximum, int32_t in_map, int32_t out_flat, int32_t list,
+             float scale,
+             QuantizedType type) { b.add_quantized_reduce(name, {maximum, in_map, out_flat, list, scale, type}); },
+          py::arg("name"), py::kw_only(), py::arg("maximum"), py::arg("in_map"), py::arg("out_flat"), py::arg("list"),
+          py::arg("scale"), py::arg("type"))
+      .def(
+          "add_quantized_max_pool",
+          [](PyPlanBuilder& b, const std::string& name, QuantizedType type, int32_t in_map, int32_t out_map,
+             int32_t list, std::pair<int, int> kernel, std::pair<int, int> stride, std::array<int, 4> padding,
+             std::pair<int, int> dilation) {
+            cpu::PoolShape s{};
+            s.kernel_h = kernel.first;
+            s.kernel_w = kernel.second;
+            s.stride_h = stride.first;
+            s.stride_w = stride.second;
+            s.pad_top = padding[0];
+            s.pad_left = padding[1];
+            s.pad_bottom = padding[2];
+            s.pad_right = padding[3];
+            s.dilation_h = dilation.first;
+            s.dilation_w = dilation.second;
+            b.add_quantized_max_pool(name, s, type, in_map, out_map, list);
+          },
+          py::arg("name"), py::kw_only(), py::arg("type"), py::arg("in_map"), py::arg("out_map"), py::arg("list"),
+          py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"))
+      .def("add_quantized_phase_split", &PyPlanBuilder::add_quantized_phase_split, py::arg("name"), py::kw_only(),
+           py::arg("stride_h"), py::arg("stride_w"), py::arg("phase_stride"), py::arg("in_map"), py::arg("out_map"),
+           py::arg("list"))
+      .def("add_quantized_copy", &PyPlanBuilder::add_quantized_copy, py::arg("name"), py::kw_only(), py::arg("in_map"),
+           py::arg("out_map"));
 }
 
 }  // namespace
@@ -353,6 +452,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU runtime of dynprune-rt.";
   m.def("available_isas", &available_isas);
   m.def("default_isa", [](const std::string& isa) { return std::string(kernel_table(isa).isa); }, py::arg("isa") = "");
+  m.def(
+      "int8_kernels", [](const std::string& isa) { return std::string(kernel_table(isa).quantized->isa); },
+      py::arg("isa") = "");
   m.def("run_flat_op", &run_flat_op, py::arg("op"), py::arg("inputs"), py::arg("out_shapes"), py::arg("ints"),
         py::arg("floats"), py::arg("scratch"), py::arg("isa") = "");
   m.def(

@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "cpu/quantized_kernels.h"
+
 namespace dynprune {
 namespace {
 
@@ -11,29 +13,44 @@ struct IsaEntry {
   void (*fill)(cpu::KernelTable&);
 };
 
-#define DYNPRUNE_ISA_ENTRY(ISA, LANES, USABLE)     \
-  {#ISA, [] { return static_cast<bool>(USABLE); }, \
-   [](cpu::KernelTable& table) {                   \
-     table.isa = #ISA;                             \
-     table.lanes = LANES;                          \
-     cpu::fill_conv_direct_##ISA(table);           \
-     cpu::fill_conv_depthwise_##ISA(table);        \
-     cpu::fill_conv_winograd_##ISA(table);         \
-     cpu::fill_plane_elementwise_##ISA(table);     \
-     cpu::fill_plane_pooling_##ISA(table);         \
-     cpu::fill_plane_layout_##ISA(table);          \
-     cpu::fill_linear_##ISA(table);                \
-     cpu::fill_flat_ops_##ISA(table);              \
+// FLOAT names the ISA whose float kernels this one uses.
+#define DYNPRUNE_ISA_ENTRY(ISA, FLOAT, LANES, USABLE)    \
+  {#ISA, [] { return static_cast<bool>(USABLE); },       \
+   [](cpu::KernelTable& table) {                         \
+     table.isa = #ISA;                                   \
+     table.lanes = LANES;                                \
+     cpu::fill_conv_direct_##FLOAT(table);               \
+     cpu::fill_conv_depthwise_##FLOAT(table);            \
+     cpu::fill_conv_winograd_##FLOAT(table);             \
+     cpu::fill_plane_elementwise_##FLOAT(table);         \
+     cpu::fill_plane_pooling_##FLOAT(table);             \
+     cpu::fill_plane_layout_##FLOAT(table);              \
+     cpu::fill_linear_##FLOAT(table);                    \
+     cpu::fill_flat_ops_##FLOAT(table);                  \
+     static const cpu::QuantizedKernels quantized = [] { \
+       cpu::QuantizedKernels kernels{};                  \
+       cpu::fill_quantized_conv_##ISA(kernels);          \
+       cpu::fill_quantized_depthwise_##ISA(kernels);     \
+       cpu::fill_quantized_maps_##ISA(kernels);          \
+       return kernels;                                   \
+     }();                                                \
+     table.quantized = &quantized;                       \
    }}
 
-const IsaEntry kIsas[] = {
-    DYNPRUNE_ISA_ENTRY(generic, 4, true),
 #if defined(__x86_64__)
-    DYNPRUNE_ISA_ENTRY(avx2, 8, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
-    DYNPRUNE_ISA_ENTRY(avx512, 16,
-                       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                           __builtin_cpu_supports("fma")),
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+#endif
+
+const IsaEntry kIsas[] = {
+    DYNPRUNE_ISA_ENTRY(generic, generic, 4, true),
+#if defined(__x86_64__)
+    DYNPRUNE_ISA_ENTRY(avx2, avx2, 8, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+    DYNPRUNE_ISA_ENTRY(avx512, avx512, 16, has_avx512()),
+    DYNPRUNE_ISA_ENTRY(avx512_vnni, avx512, 16,
+                       has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")),
 #endif
 };
 constexpr size_t kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);

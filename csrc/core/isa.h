@@ -8,7 +8,8 @@
 
 namespace dynprune {
 
-// Names of the ISAs that are both built and usable on this CPU, best last: generic, avx2, avx512.
+// Names of the ISAs that are both built and usable on this CPU, best last: generic, avx2, avx512,
+// avx512_vnni (int8 kernels of its own, float kernels of avx512).
 std::vector<std::string> available_isas();
 
 // The kernels for `isa`, or for the best usable one when it is empty.

@@ -78,13 +78,6 @@ int32_t PlanBuilder::add_live_list(int32_t capacity, int32_t include, int32_t ex
   return list;
 }
 
-template <class StepType>
-void PlanBuilder::append(const std::string& name, const std::string& op, std::unique_ptr<StepType> step) {
-  step->name = name;
-  step->op = op;
-  plan_->steps.push_back(std::move(step));
-}
-
 void PlanBuilder::check_map(int32_t map) const {
   if (map < 0 || static_cast<size_t>(map) >= plan_->maps.size()) fail("unknown map");
 }

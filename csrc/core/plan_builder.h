@@ -11,6 +11,7 @@
 #include "core/flat_steps.h"
 #include "core/map_steps.h"
 #include "core/plan.h"
+#include "core/quantized_steps.h"
 
 namespace dynprune {
 
@@ -46,6 +47,16 @@ class PlanBuilder {
   void add_flat_op(const std::string& name, const std::string& op, std::vector<int32_t> in, std::vector<int32_t> out,
                    std::vector<int64_t> ints, std::vector<float> floats, int64_t scratch_offset);
 
+  void add_quantized_conv(const std::string& name, QuantizedConvParams params);
+  void add_quantize(const std::string& name, QuantizeStep::Params params);
+  void add_dequantize(const std::string& name, DequantizeStep::Params params);
+  void add_quantized_reduce(const std::string& name, QuantizedReduceStep::Params params);
+  void add_quantized_max_pool(const std::string& name, cpu::PoolShape shape, cpu::QuantizedType type, int32_t in_map,
+                              int32_t out_map, int32_t list);
+  void add_quantized_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride,
+                                 int32_t in_map, int32_t out_map, int32_t list);
+  void add_quantized_copy(const std::string& name, int32_t in_map, int32_t out_map);
+
   // Scratch of a convolution's transformed input, in floats; 0 when this ISA has no such kernel.
   int64_t winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape,
                                  cpu::WinogradWeights form);
@@ -56,10 +67,17 @@ class PlanBuilder {
 
  private:
   template <class StepType>
-  void append(const std::string& name, const std::string& op, std::unique_ptr<StepType> step);
+  void append(const std::string& name, const std::string& op, std::unique_ptr<StepType> step) {
+    step->name = name;
+    step->op = op;
+    plan_->steps.push_back(std::move(step));
+  }
   void check_map(int32_t map) const;
   void check_mask(int32_t flat, int32_t channels) const;
   void check_flat(int32_t flat, bool optional) const;
+  // `map` is a quantised map of this many channels: evenly spaced planes of four.
+  void check_quantized_map(int32_t map, int32_t channels) const;
+  void check_quantized_list(int32_t list, int32_t map) const;
   void check_list(int32_t list, int32_t channels, bool optional = false) const;
   int32_t channels(int32_t map) const { return plan_->maps[static_cast<size_t>(map)].channels(); }
 

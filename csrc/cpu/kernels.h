@@ -217,6 +217,8 @@ struct FlatOp {
 
 // ---- the table --------------------------------------------------------------------------------
 
+struct QuantizedKernels;  // cpu/quantized_kernels.h
+
 struct KernelTable {
   const char* isa;
   int32_t lanes;
@@ -242,6 +244,7 @@ struct KernelTable {
   LinearFn linear;
   const FlatOp* flat_ops;
   int32_t n_flat_ops;
+  const QuantizedKernels* quantized;
 };
 
 // Each family fills its part; defined once per ISA in the family's source, e.g. fill_conv_direct_avx512.

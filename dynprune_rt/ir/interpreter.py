@@ -11,6 +11,7 @@ from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.operators import operator
 from dynprune_rt.ir.operators.convolution import UNBOUNDED, finish
 from dynprune_rt.ir.operators.pooling import spatial_reduction
+from dynprune_rt.ir.operators.quantized import passed_residual
 from dynprune_rt.ir.types import DTYPES
 
 Arrays = Sequence["np.ndarray | None"]
@@ -93,8 +94,14 @@ def _store(value: Value, array: np.ndarray, values: Mapping[str, np.ndarray]) ->
     """What a writer leaves behind: poison in channels that are not stored."""
     if value.live is None:
         return array
-    poison = {"f": np.nan, "i": np.iinfo(np.int64).min, "b": True}[array.dtype.kind]
+    poison = np.nan if array.dtype.kind == "f" else True if array.dtype.kind == "b" else _extreme(array.dtype)
     return np.where(_over_space(values[value.live.name], array), array, array.dtype.type(poison))
+
+
+def _extreme(dtype: np.dtype) -> int:
+    """An integer that is seldom right by accident."""
+    limits = np.iinfo(dtype)
+    return int(limits.min if limits.min < 0 else limits.max)
 
 
 def _evaluate_live(node: Node, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -102,6 +109,9 @@ def _evaluate_live(node: Node, values: Mapping[str, np.ndarray]) -> tuple[np.nda
     results = evaluate(node, arrays)
     if node.op == "conv2d":
         results = _skip_outputs(node, arrays, results[0], values)
+    elif node.op == "quantized_conv2d" and node.computed is not None:
+        computed = _over_space(values[node.computed.name], results[0])
+        results = (np.where(computed, results[0], passed_residual(arrays, node.attrs)),)
     return tuple(_store(value, array, values) for value, array in zip(node.outputs, results, strict=True))
 
 

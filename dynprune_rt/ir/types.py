@@ -15,7 +15,12 @@ DTYPES: dict[str, np.dtype] = {
     "f32": np.dtype(np.float32),
     "i64": np.dtype(np.int64),
     "bool": np.dtype(np.bool_),
+    "u8": np.dtype(np.uint8),
+    "s8": np.dtype(np.int8),
 }
+
+#: Element types of quantised maps and weights: value = scale * integer, so that zero is exact in all of them.
+QUANTIZED = ("u8", "s8")
 
 #: Largest rank of a value, the batch included.
 MAX_RANK = 8

@@ -110,8 +110,8 @@ def _check_node(graph: Graph, node: Node, where: str) -> None:
             raise VerificationError(f"{where}: operand {position} ({operand.name!r}) has to be a constant")
     for mask, value, what in _masks(node):
         _check_mask(mask, value, f"{where}: {what} {mask.name!r}")
-    if node.computed is not None and node.op != "conv2d":
-        raise VerificationError(f"{where}: only conv2d may have a mask of computed channels")
+    if node.computed is not None and node.op not in ("conv2d", "quantized_conv2d"):
+        raise VerificationError(f"{where}: only convolutions may have a mask of computed channels")
 
 
 def _check_index(graph: Graph, node: Node, ranges: dict[str, tuple[int, int]], where: str) -> None:

@@ -217,7 +217,7 @@ RULES = [
     (float_mask, r"the mask 'block.gate1' is f32\[N, 6\], expected bool\[N, 6\]"),
     (mask_of_other_channels, r"is bool\[N, 6\], expected bool\[N, 4\]"),
     (mask_of_a_mask, "has a mask itself"),
-    (computed_of_a_linear, "only conv2d may have a mask of computed channels"),
+    (computed_of_a_linear, "only convolutions may have a mask of computed channels"),
 ]
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 #: Floats that the kernels work on at once, on every ISA (kBlock in csrc/cpu/kernels.h).
 BLOCK = 16
+#: Channels of a quantised map in one plane (kChannelsPerWord in csrc/cpu/quantized_kernels.h).
+GROUP = 4
 #: Rows that Winograd tiles may hang over the last row of a map, and the reach of vector loads.
 _OVERHANG_ROWS = 5
 
@@ -28,10 +30,14 @@ class Reach:
 
 @dataclass(eq=False)
 class PitchClass:
-    """Maps that share a pitch (union-find node; use `find`)."""
+    """Maps that share a pitch (union-find node; use `find`).
+
+    ``tight``: rows follow one another without pad columns; the kernels mask taps that leave a row.
+    """
 
     width: int
     height: int
+    tight: bool = False
     reach: Reach = field(default_factory=Reach)
     parent: PitchClass | None = None
 
@@ -45,6 +51,7 @@ class PitchClass:
         a, b = self.find(), other.find()
         if a is b:
             return
+        assert a.tight == b.tight, "maps of float and of integer planes have no common pitch"
         b.parent = a
         a.width, a.height = max(a.width, b.width), max(a.height, b.height)
         a._widen(b.reach)
@@ -67,6 +74,8 @@ class PitchClass:
     def pitch(self) -> int:
         """One shared pad column serves as right pad of a row and left pad of the next."""
         root = self.find()
+        if root.tight:
+            return root.width
         return root.width + max(root.reach.left, root.reach.right)
 
     @property

@@ -9,9 +9,17 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.geometry import convolution_taps
+from dynprune_rt.backends.cpu.lower_quantized import (
+    lower_dequantize,
+    lower_quantize,
+    lower_quantized_conv2d,
+    lower_quantized_max_pool,
+    lower_quantized_reduce,
+)
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, WinogradSite, lower_linear
 from dynprune_rt.backends.cpu.storage import FlatView, MapView
 from dynprune_rt.ir.graph import Node, Value
+from dynprune_rt.ir.types import QUANTIZED
 
 _UNBOUNDED = (-math.inf, math.inf)
 
@@ -350,6 +358,8 @@ def _record_binary(recorder: Recorder, node: Node, op: str, operands: list[Value
 def _pool(kind: str) -> Handler:
     def handler(recorder: Recorder, node: Node) -> bool:
         x = node.inputs[0]
+        if x is not None and x.type.dtype in QUANTIZED:
+            return lower_quantized_max_pool(recorder, node, x)
         if x is None or not _is_plane_map(x):
             return False
         source, out = recorder.as_map(x), recorder.new_map(node.output)
@@ -495,6 +505,10 @@ _ELEMENTWISE: dict[str, Handler] = {
 _HANDLERS: dict[str, Handler] = {
     **_ELEMENTWISE,
     "conv2d": _conv2d,
+    "quantized_conv2d": lower_quantized_conv2d,
+    "quantize": lower_quantize,
+    "dequantize": lower_dequantize,
+    "quantized_spatial_reduce": lower_quantized_reduce,
     "affine": _affine,
     "cast": _cast,
     "max_pool2d": _pool("max"),

@@ -16,10 +16,11 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.flat_ops import FLAT_OPS, encode
-from dynprune_rt.backends.cpu.geometry import PitchClass
+from dynprune_rt.backends.cpu.geometry import GROUP, PitchClass
 from dynprune_rt.backends.cpu.storage import Arena, FlatStorage, FlatView, MapView, PlaneStorage, Storage
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Graph, Node, Value
+from dynprune_rt.ir.types import QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -127,16 +128,23 @@ class Recorder:
         return value in self._maps
 
     def new_map(self, value: Value, pitch_class: PitchClass | None = None) -> MapView:
-        """Own planes for a map value."""
+        """Own planes for a map value: one per channel, or per group of channels of a quantised map."""
         _, channels, height, width = value.type.shape
-        view = self.new_planes(channels, height, width, pitch_class)
+        tight = value.type.dtype in QUANTIZED
+        view = self.new_planes(-(-channels // GROUP) if tight else channels, height, width, pitch_class, tight=tight)
         return self.bind_map(value, view)
 
     def new_planes(
-        self, channels: int, height: int, width: int, pitch_class: PitchClass | None = None, phases: int = 1
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        pitch_class: PitchClass | None = None,
+        phases: int = 1,
+        tight: bool = False,
     ) -> MapView:
         """Fresh planes; with ``phases`` the view lists phase 0 of each channel."""
-        own = PitchClass(width, height)
+        own = PitchClass(width, height, tight)
         if pitch_class is not None:
             pitch_class.unite(own)
         storage = PlaneStorage(planes=channels * phases, height=height, width=width, pitch_class=own)
@@ -159,6 +167,8 @@ class Recorder:
     def as_map(self, value: Value) -> MapView:
         """The planes of a map value, loaded from its flat form if it has no other."""
         if value not in self._maps:
+            if value.type.dtype in QUANTIZED:
+                raise DeviceError(f"no kernel makes the quantised value {value.name} ({value.type})")
             view = self.new_map(value)
             name = value.name
             if value in self.graph.inputs:
@@ -192,6 +202,8 @@ class Recorder:
         self._flats[value] = FlatView(per_image_shape(value), source.storage, source.constant)
 
     def as_flat(self, value: Value) -> FlatView:
+        if value.type.dtype in QUANTIZED:
+            raise DeviceError(f"the quantised value {value.name} ({value.type}) has to be dequantized here")
         if value in self._flats:
             return self._flats[value]
         if self.graph.is_constant(value):
@@ -301,10 +313,12 @@ class Recorder:
         if key not in self._phases:
             source, live = self.as_map(value), self.live_list(value)
             height, width = -(-source.height // stride[0]), -(-source.width // stride[1])
-            view = self.new_planes(source.channels, height, width, phases=stride[0] * stride[1])
+            quantized = value.type.dtype in QUANTIZED
+            view = self.new_planes(source.channels, height, width, phases=stride[0] * stride[1], tight=quantized)
             self._phases[key] = view
+            add_split = self.builder.add_quantized_phase_split if quantized else self.builder.add_phase_split
             self.step(
-                lambda: self.builder.add_phase_split(
+                lambda: add_split(
                     value.name,
                     stride_h=stride[0],
                     stride_w=stride[1],
@@ -400,7 +414,7 @@ def lower(graph: Graph, isa: str = "") -> CpuPlan:
 def _record_output(recorder: Recorder, index: int, value: Value) -> None:
     builder = recorder.builder
     name = value.name
-    if recorder.has_map(value):
+    if recorder.has_map(value) and value.type.dtype not in QUANTIZED:
         view, live = recorder.as_map(value), recorder.live_list(value)
         recorder.step(
             lambda: builder.add_store_planes(

@@ -6,6 +6,7 @@ from dynprune_rt.ir.operators import (  # noqa: F401  (each module registers its
     indexing,
     normalization,
     pooling,
+    quantized,
     reductions,
     shape,
 )

@@ -16,7 +16,7 @@ from dynprune_rt.ir.operators.attributes import (
     positive_pair_or_none,
 )
 from dynprune_rt.ir.operators.registry import Arrays, Attrs, Channels, Operator, Types, register
-from dynprune_rt.ir.types import TensorType
+from dynprune_rt.ir.types import QUANTIZED, TensorType
 
 
 def window_view(x: np.ndarray, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> np.ndarray:
@@ -60,10 +60,15 @@ def _pool_axes(shape: Sequence[int], attrs: Attrs) -> list[tuple[int, int, int, 
 
 
 def _infer_pool(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    rules.require_map(rules.operand(types, 0))
+    return _infer_max_pool(types, attrs)
+
+
+def _infer_max_pool(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x = rules.operand(types, 0)
-    rules.require_map(x)
+    rules.require_map_of(x, ("f32", *QUANTIZED))
     height, width = (pool_output_size(*arguments) for arguments in _pool_axes(x.shape, attrs))
-    return (TensorType("f32", (*x.shape[:2], height, width)),)
+    return (TensorType(x.dtype, (*x.shape[:2], height, width)),)
 
 
 def _pool_windows(x: np.ndarray, attrs: Attrs, fill: float) -> np.ndarray:
@@ -83,7 +88,8 @@ def _pool_windows(x: np.ndarray, attrs: Attrs, fill: float) -> np.ndarray:
 def _max_pool2d(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     (x,) = arrays
     assert x is not None
-    return (_pool_windows(x, attrs, -np.inf).max(axis=(4, 5)),)
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    return (_pool_windows(x, attrs, lowest).max(axis=(4, 5)),)
 
 
 def _avg_pool2d(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
@@ -112,7 +118,7 @@ register(
     Operator(
         "max_pool2d",
         (1, 1),
-        _infer_pool,
+        _infer_max_pool,
         _max_pool2d,
         Channels.SPATIAL,
         zero_preserving=True,  # no window misses the input: pool_output_size refuses such shapes

@@ -28,8 +28,12 @@ def require_dtype(type: TensorType, allowed: Sequence[str], what: str = "the ope
 
 
 def require_map(type: TensorType, what: str = "the operand") -> None:
-    if not type.is_map or type.dtype != "f32":
-        raise ValueError(f"{what} is {type}, expected a feature map f32[N, C, H, W]")
+    require_map_of(type, FLOAT, what)
+
+
+def require_map_of(type: TensorType, dtypes: Sequence[str], what: str = "the operand") -> None:
+    if not type.is_map or type.dtype not in dtypes:
+        raise ValueError(f"{what} is {type}, expected a feature map {' or '.join(dtypes)}[N, C, H, W]")
 
 
 def require_vector(type: TensorType | None, length: int, what: str) -> None:

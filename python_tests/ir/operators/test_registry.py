@@ -14,6 +14,7 @@ from python_tests.ir.operators import (
     test_indexing,
     test_normalization,
     test_pooling,
+    test_quantized,
     test_reductions,
     test_shape,
 )
@@ -25,6 +26,7 @@ FAMILIES = (
     test_indexing,
     test_normalization,
     test_pooling,
+    test_quantized,
     test_reductions,
     test_shape,
 )
@@ -32,7 +34,7 @@ CASES = [case for family in FAMILIES for case in family.CASES]
 
 #: Operands that select among others: zeros in them do not make a zero.
 SELECTORS = {"where": {0}, "gather": {1}, "scatter": {1}, "index_select": {1}}
-WEIGHTS = {"conv2d": {1}, "linear": {1}, "matmul": {1}}
+WEIGHTS = {"conv2d": {1}, "linear": {1}, "matmul": {1}, "quantized_conv2d": {1, 2}}
 
 
 def test_every_operator_is_compared_with_torch():

@@ -1,0 +1,136 @@
+// Steps on quantised maps (cpu/quantized_kernels.h). The planes of such a map hold four channels each and are evenly
+// spaced in the arena; how many of them are in use depends on the live list.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/plan.h"
+#include "cpu/quantized_kernels.h"
+
+namespace dynprune {
+
+struct QuantizedConvParams {
+  int32_t in_map = -1, out_map = -1;  // with a residual, out_map holds it before the step
+  int32_t in_channels = 0, out_channels = 0;
+  bool depthwise = false;
+  std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
+  const int8_t* weights = nullptr;              // [K][C/groups][taps], read by the constructor only
+  std::vector<float> scale, bias;               // [K]
+  int32_t gate = -1, shift = -1;                // flat tensors [K]
+  cpu::QuantizedType in_type{}, out_type{}, residual_type{};
+  float residual_scale = 0.0f;  // 0 = no residual
+  float inner_low = 0.0f;
+  int32_t in_list = -1;    // channels of the input that are stored
+  int32_t out_list = -1;   // channels to compute; without a residual also those that are stored
+  int32_t pass_list = -1;  // channels of which only the residual is converted; -1 = none
+  int64_t macs_per_pair = 0;
+};
+
+class QuantizedConvStep final : public Step {
+ public:
+  QuantizedConvStep(const Plan& plan, QuantizedConvParams params);
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+  size_t scratch_bytes(const Plan& plan) const;
+
+ private:
+  void pass_through(const Plan& plan, Context& context) const;
+
+  QuantizedConvParams p_;
+  cpu::QuantizedConvShape shape_{};
+  std::map<int32_t, std::vector<uint16_t>> column_mask_;  // by tap column
+  std::vector<const uint16_t*> tap_mask_;
+  std::vector<int8_t> rows_;
+  std::vector<int32_t> row_sum_;
+};
+
+// round(x / scale) of a float map, or of graph input `input` [C][H][W], for the listed channels.
+class QuantizeStep final : public Step {
+ public:
+  struct Params {
+    int32_t in_map, input, out_map, list;
+    float inverse_scale;
+    cpu::QuantizedType type;
+    int32_t in_live = -1;  // flat bool [C]: channels outside it read as zero; -1 = all stored
+  };
+  explicit QuantizeStep(Params params) : p_(params) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  Params p_;
+};
+
+// The listed channels of a quantised map as float planes.
+class DequantizeStep final : public Step {
+ public:
+  struct Params {
+    int32_t in_map, out_map, list;
+    float scale;
+    cpu::QuantizedType type;
+  };
+  explicit DequantizeStep(Params params) : p_(params) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  Params p_;
+};
+
+// y[c] = scale * the exact sum or maximum of channel c for the listed channels, 0 for the others.
+class QuantizedReduceStep final : public Step {
+ public:
+  struct Params {
+    bool maximum;
+    int32_t in_map, out_flat, list;
+    float scale;
+    cpu::QuantizedType type;
+  };
+  explicit QuantizedReduceStep(Params params) : p_(params) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  Params p_;
+};
+
+class QuantizedMaxPoolStep final : public Step {
+ public:
+  QuantizedMaxPoolStep(cpu::PoolShape shape, cpu::QuantizedType type, int32_t in_map, int32_t out_map, int32_t list)
+      : shape_(shape), type_(type), in_map_(in_map), out_map_(out_map), list_(list) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  cpu::PoolShape shape_;
+  cpu::QuantizedType type_;
+  int32_t in_map_, out_map_, list_;
+};
+
+// As PhaseSplitStep.
+class QuantizedPhaseSplitStep final : public Step {
+ public:
+  QuantizedPhaseSplitStep(int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map,
+                          int32_t list)
+      : stride_h_(stride_h),
+        stride_w_(stride_w),
+        phase_stride_(phase_stride),
+        in_map_(in_map),
+        out_map_(out_map),
+        list_(list) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  int32_t stride_h_, stride_w_;
+  int64_t phase_stride_;
+  int32_t in_map_, out_map_, list_;
+};
+
+// A copy of all planes: a residual that is still needed after a convolution has added to it.
+class QuantizedCopyStep final : public Step {
+ public:
+  QuantizedCopyStep(int32_t in_map, int32_t out_map) : in_map_(in_map), out_map_(out_map) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  int32_t in_map_, out_map_;
+};
+
+}  // namespace dynprune

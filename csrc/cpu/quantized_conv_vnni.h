@@ -1,0 +1,349 @@
+// Quantised convolution for AVX-512 VNNI and VBMI.
+//
+// The direct convolution of conv_direct.cc with another multiply: a lane is one position of four input channels,
+// a weight is one broadcast word of four channels, vpdpbusd adds their four products. Rows of weights are
+// compacted to the live inputs, eight outputs at a time, immediately before the tiles that read them.
+//
+// s8 inputs are made unsigned by flipping the sign bit of every byte, pads and fillers included; the sums then start
+// at -128 times the sum of the row.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/quantized_compaction.h"
+#include "cpu/quantized_scalar.h"
+#include "cpu/quantized_vector.h"
+#include "cpu/vec.h"
+
+namespace dynprune::cpu {
+namespace {
+
+constexpr int kTileRows = 8;
+constexpr int kMaxVectors = 5;
+
+// Vectors of positions that fit beside `rows` outputs in 32 registers.
+constexpr int max_vectors(int rows) { return rows <= 4 ? 5 : rows <= 6 ? 4 : 3; }
+
+// Up to eight outputs and where they go.
+struct RowBlock {
+  int32_t rows;
+  const uint8_t* weight[kTileRows];
+  int32_t start[kTileRows];  // where the sums start
+  ChannelScale scale[kTileRows];
+  int32_t slot[kTileRows];      // with a residual: 4 * index of the group in `target` + byte
+  uint32_t* target[kTileRows];  // group planes that the block touches
+  uint32_t lanes[kTileRows];    // bytes of each of these planes that the block computes
+  int32_t targets;
+};
+
+struct ConvJob {
+  const QuantizedConvShape& shape;
+  const uint32_t* input;
+  int64_t input_stride;
+  int32_t words;   // live words per tap
+  __m512i* slots;  // [kTileRows * 4][kMaxVectors], zero where no output belongs
+};
+
+template <int Rows, int Vectors, bool Signed>
+DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t position,
+                              __m512i (&acc)[Rows][Vectors]) {
+  const uint8_t* weight[Rows];
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+    weight[k] = block.weight[k];
+    const __m512i start = Signed ? _mm512_set1_epi32(block.start[k]) : _mm512_setzero_si512();
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = start;
+  }
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  const int64_t stride = job.input_stride;
+  const int32_t words = job.words;
+  int64_t at = 0;
+  for (int32_t t = 0; t < job.shape.taps; ++t) {
+    const uint32_t* x = job.input + position + job.shape.tap_offset[t];
+    const uint16_t* tap_mask = job.shape.tap_mask[t] + position / kBlock;
+    __mmask16 inside[Vectors];
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) inside[j] = tap_mask[j];
+    for (int32_t g = 0; g < words; ++g, x += stride, at += 4) {
+      __m512i in[Vectors];
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+        in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
+        if (Signed) in[j] = _mm512_xor_si512(in[j], flip);
+        asm volatile("" : "+v"(in[j]));  // one load, not one per use
+      }
+      DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+        int32_t word;
+        __builtin_memcpy(&word, weight[k] + at, sizeof word);
+        const __m512i w = _mm512_set1_epi32(word);
+        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_products(acc[k][j], in[j], w);
+      }
+    }
+  }
+}
+
+// Finishes sums into whole words of a map that is written in list order.
+template <int Rows, int Vectors>
+DYNPRUNE_INLINE void write_sums(const ConvJob& job, const RowBlock& block, int64_t position,
+                                const __m512i (&acc)[Rows][Vectors]) {
+  static_assert(Rows % kChannelsPerWord == 0, "a tile writes whole words");
+  const bool is_signed = job.shape.out_type == QuantizedType::kS8;
+  DYNPRUNE_UNROLL for (int q = 0; q < Rows / 4; ++q) {
+    uint32_t* y = block.target[q] + position;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      __m512i rounded[4];
+      DYNPRUNE_UNROLL for (int a = 0; a < 4; ++a) {
+        const ChannelScale& c = block.scale[4 * q + a];
+        rounded[a] = round_to_int(scaled(acc[4 * q + a][j], c));
+      }
+      store_pixels(y + 16 * j, job.shape.out.store_mask[position / kBlock + j],
+                   is_signed ? pack_s8(rounded) : pack_u8(rounded));
+    }
+  }
+}
+
+template <int Rows, int Vectors, bool Signed>
+void write_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
+  __m512i acc[Rows][Vectors];
+  multiply<Rows, Vectors, Signed>(job, block, position, acc);
+  write_sums<Rows, Vectors>(job, block, position, acc);
+}
+
+// Sums into the residual stream: finished values go to slots, then every group plane is read, added to and written.
+__attribute__((noinline)) void add_residual(const ConvJob& job, const RowBlock& block, int64_t position, int vectors) {
+  const QuantizedConvShape& shape = job.shape;
+  const bool integers = adds_integers(shape);
+  for (int32_t q = 0; q < block.targets; ++q) {
+    uint32_t* y = block.target[q] + position;
+    const __m512i* slot = job.slots + q * 4 * kMaxVectors;
+    const __mmask64 lanes = 0x1111111111111111ull * block.lanes[q];
+    for (int j = 0; j < vectors; ++j) {
+      const __m512i before = _mm512_loadu_si512(y + 16 * j);
+      const __m512i v[4] = {slot[j], slot[kMaxVectors + j], slot[2 * kMaxVectors + j], slot[3 * kMaxVectors + j]};
+      __m512i after;
+      if (integers)
+        after = shape.out_type == QuantizedType::kS8 ? add_s8(v, before) : add_u8(v, before);
+      else
+        after = _mm512_mask_mov_epi8(before, lanes,
+                                     add_scaled(v, before, shape.residual_scale, shape.residual_type, shape.out_type));
+      store_pixels(y + 16 * j, shape.out.store_mask[position / kBlock + j], after);
+    }
+  }
+}
+
+template <int Rows, int Vectors>
+DYNPRUNE_INLINE void add_sums(const ConvJob& job, const RowBlock& block, int64_t position,
+                              const __m512i (&acc)[Rows][Vectors]) {
+  const __m512 low = _mm512_set1_ps(job.shape.inner_low);
+  const bool integers = adds_integers(job.shape);
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+    __m512i* slot = job.slots + block.slot[k] * kMaxVectors;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      const __m512 v = _mm512_max_ps(low, scaled(acc[k][j], block.scale[k]));
+      _mm512_store_si512(slot + j, integers ? round_to_int(v) : _mm512_castps_si512(v));
+    }
+  }
+  add_residual(job, block, position, Vectors);
+}
+
+template <int Rows, int Vectors, bool Signed>
+void add_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
+  __m512i acc[Rows][Vectors];
+  multiply<Rows, Vectors, Signed>(job, block, position, acc);
+  add_sums<Rows, Vectors>(job, block, position, acc);
+}
+
+// A few positions at the end of a map, which would leave most lanes of a vector idle: their inputs are gathered into
+// columns in the order of the weights, and every output is a dot product of two runs of bytes.
+struct Leftover {
+  int32_t positions;  // 0: none
+  int64_t first;
+  int64_t bytes;     // of a column, in whole vectors; zeros after the last word
+  uint8_t* columns;  // [positions][bytes]
+};
+
+constexpr int kMaxLeftover = 8;
+
+// Dot products spend about ten instructions per output and position on adding up lanes.
+DYNPRUNE_INLINE bool dots_pay(int positions, int64_t words) {
+  return positions > 0 && positions <= kMaxLeftover && words * (kBlock - positions) > int64_t{160} * positions;
+}
+
+void gather_columns(const ConvJob& job, const Leftover& leftover) {
+  const uint32_t flip = job.shape.in_type == QuantizedType::kS8 ? 0x80808080u : 0u;
+  for (int32_t l = 0; l < leftover.positions; ++l) {
+    const int64_t position = leftover.first + l;
+    auto* column = reinterpret_cast<uint32_t*>(leftover.columns + l * leftover.bytes);
+    int64_t at = 0;
+    for (int32_t t = 0; t < job.shape.taps; ++t) {
+      const bool inside = job.shape.tap_mask[t][position / kBlock] >> (position % kBlock) & 1;
+      const uint32_t* x = job.input + position + job.shape.tap_offset[t];
+      for (int32_t g = 0; g < job.words; ++g, ++at) column[at] = (inside ? x[g * job.input_stride] : 0u) ^ flip;
+    }
+    for (; at * 4 < leftover.bytes; ++at) column[at] = 0;
+  }
+}
+
+// Sums of the leftover positions for Rows outputs, as the first lanes of one vector.
+template <int Rows>
+void leftover_sums(const Leftover& leftover, const RowBlock& block, bool is_signed, __m512i (&acc)[Rows][1]) {
+  alignas(64) int32_t sums[Rows][kBlock] = {};
+  for (int32_t l = 0; l < leftover.positions; ++l) {
+    const uint8_t* column = leftover.columns + l * leftover.bytes;
+    __m512i dot[Rows];
+    DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) dot[k] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < leftover.bytes; i += 64) {
+      const __m512i x = _mm512_load_si512(column + i);
+      DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) add_products(dot[k], x, _mm512_loadu_si512(block.weight[k] + i));
+    }
+    DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) sums[k][l] =
+        _mm512_reduce_add_epi32(dot[k]) + (is_signed ? block.start[k] : 0);
+  }
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) acc[k][0] = _mm512_load_si512(sums[k]);
+}
+
+template <int Rows>
+void write_leftover(const ConvJob& job, const RowBlock& block, const Leftover& leftover) {
+  __m512i acc[Rows][1];
+  leftover_sums<Rows>(leftover, block, job.shape.in_type == QuantizedType::kS8, acc);
+  write_sums<Rows, 1>(job, block, leftover.first, acc);
+}
+
+template <int Rows>
+void add_leftover(const ConvJob& job, const RowBlock& block, const Leftover& leftover) {
+  __m512i acc[Rows][1];
+  leftover_sums<Rows>(leftover, block, job.shape.in_type == QuantizedType::kS8, acc);
+  add_sums<Rows, 1>(job, block, leftover.first, acc);
+}
+
+using LeftoverFn = void (*)(const ConvJob&, const RowBlock&, const Leftover&);
+constexpr LeftoverFn kWriteLeftover[2] = {&write_leftover<4>, &write_leftover<8>};
+constexpr LeftoverFn kAddLeftover[kTileRows] = {&add_leftover<1>, &add_leftover<2>, &add_leftover<3>, &add_leftover<4>,
+                                                &add_leftover<5>, &add_leftover<6>, &add_leftover<7>, &add_leftover<8>};
+
+using TileFn = void (*)(const ConvJob&, const RowBlock&, int64_t);
+#define TILES_3(TILE, R, S) &TILE<R, 1, S>, &TILE<R, 2, S>, &TILE<R, 3, S>
+#define TILES_4(TILE, R, S) TILES_3(TILE, R, S), &TILE<R, 4, S>
+#define TILES_5(TILE, R, S) TILES_4(TILE, R, S), &TILE<R, 5, S>
+// [s8 inputs][words of outputs - 1][vectors - 1]
+constexpr TileFn kWriteTile[2][2][kMaxVectors] = {{{TILES_5(write_tile, 4, false)}, {TILES_3(write_tile, 8, false)}},
+                                                  {{TILES_5(write_tile, 4, true)}, {TILES_3(write_tile, 8, true)}}};
+// [s8 inputs][outputs - 1][vectors - 1]
+#define ADD_TILES(S)                                                                                            \
+  {                                                                                                             \
+    {TILES_5(add_tile, 1, S)}, {TILES_5(add_tile, 2, S)}, {TILES_5(add_tile, 3, S)}, {TILES_5(add_tile, 4, S)}, \
+        {TILES_4(add_tile, 5, S)}, {TILES_4(add_tile, 6, S)}, {TILES_3(add_tile, 7, S)}, {                      \
+      TILES_3(add_tile, 8, S)                                                                                   \
+    }                                                                                                           \
+  }
+constexpr TileFn kAddTile[2][kTileRows][kMaxVectors] = {ADD_TILES(false), ADD_TILES(true)};
+
+// How the scratch of one thread is used.
+struct Scratch {
+  Scratch(const QuantizedConvShape& shape, void* memory) {
+    auto* at = static_cast<uint8_t*>(memory);
+    slots = reinterpret_cast<__m512i*>(at);
+    at += sizeof(__m512i) * kTileRows * 4 * kMaxVectors;
+    table = at;
+    at += RowCompaction::table_bytes(quantized_row_channels(shape.in_channels));
+    columns = at;
+    at += kMaxLeftover * row_capacity(shape);
+    rows = at;
+  }
+  static int64_t row_capacity(const QuantizedConvShape& shape) {
+    const int64_t row = static_cast<int64_t>(shape.taps) * quantized_row_channels(shape.in_channels);
+    return (row + 2 * 64 + 63) / 64 * 64;  // RowCompaction writes past the end
+  }
+  __m512i* slots;
+  uint8_t* table;
+  uint8_t* columns;
+  uint8_t* rows;
+};
+
+size_t quantized_conv_scratch(const QuantizedConvShape& shape) {
+  const int32_t channels = quantized_row_channels(shape.in_channels);
+  return sizeof(__m512i) * kTileRows * 4 * kMaxVectors + RowCompaction::table_bytes(channels) +
+         static_cast<size_t>((kMaxLeftover + kTileRows) * Scratch::row_capacity(shape));
+}
+
+// Where the outputs of a block go; fills everything but the weights.
+void place_outputs(const QuantizedConvShape& shape, const QuantizedWeights& weights, const QuantizedConvCall& call,
+                   int32_t entry, int32_t count, RowBlock& block) {
+  block.targets = 0;
+  if (shape.residual_scale == 0.0f) {
+    block.rows = (count + 3) / 4 * 4;  // fillers repeat the last row with scale 0, so that they come out as 0
+    for (int32_t k = 0; k < block.rows; ++k)
+      block.scale[k] = k < count ? channel_scale(weights, call, call.out_channel[entry + k]) : ChannelScale{0.0f, 0.0f};
+    for (int32_t q = 0; q < block.rows / 4; ++q)
+      block.target[block.targets++] = call.output.data + (entry / 4 + q) * call.output.stride;
+    return;
+  }
+  block.rows = count;
+  int32_t group = -1;
+  for (int32_t k = 0; k < count; ++k) {
+    const int32_t channel = call.out_channel[entry + k];
+    block.scale[k] = channel_scale(weights, call, channel);
+    if (channel / 4 != group) {
+      group = channel / 4;
+      block.lanes[block.targets] = 0;
+      block.target[block.targets++] = call.output.data + group * call.output.stride;
+    }
+    block.slot[k] = 4 * (block.targets - 1) + channel % 4;
+    block.lanes[block.targets - 1] |= 1u << channel % 4;
+  }
+}
+
+void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& weights, const QuantizedConvCall& call,
+                    int32_t first, int32_t last, void* memory) {
+  if (first >= last) return;
+  const bool adds = shape.residual_scale != 0.0f;
+  const bool is_signed = shape.in_type == QuantizedType::kS8;
+  const int32_t row_channels = quantized_row_channels(shape.in_channels);
+  const int64_t row_bytes = static_cast<int64_t>(shape.taps) * row_channels;
+  const bool compact = call.n_in < shape.in_channels;
+  Scratch scratch(shape, memory);
+  RowCompaction compaction;
+  if (compact) compaction.plan(row_channels, shape.taps, call.in_channel, call.n_in, scratch.table);
+  const ConvJob job{shape, call.input.data, call.input.stride, (call.n_in + 3) / 4, scratch.slots};
+  const int64_t capacity = Scratch::row_capacity(shape);
+  const int64_t row_words = static_cast<int64_t>(shape.taps) * job.words;
+  const int32_t positions = (shape.out.height - 1) * shape.out.pitch + shape.out.width;
+  Leftover leftover{positions % kBlock, positions / kBlock * kBlock, (row_words * 4 + 63) / 64 * 64, scratch.columns};
+  if (!dots_pay(leftover.positions, row_words)) leftover.positions = 0;
+  if (leftover.positions) gather_columns(job, leftover);
+  const int32_t blocks = shape.out.blocks - (leftover.positions ? 1 : 0);
+  for (int32_t entry = first; entry < last; entry += kTileRows) {
+    const int32_t count = last - entry < kTileRows ? last - entry : kTileRows;
+    RowBlock block;
+    place_outputs(shape, weights, call, entry, count, block);
+    for (int32_t k = 0; k < block.rows; ++k) {
+      const int32_t from = k < count ? k : count - 1;
+      const int32_t channel = call.out_channel[entry + from];
+      const int8_t* row = weights.rows + channel * row_bytes;
+      if (!compact) {
+        block.weight[k] = reinterpret_cast<const uint8_t*>(row);
+        block.start[k] = -128 * weights.row_sum[channel];
+      } else if (k < count) {
+        uint8_t* out = scratch.rows + k * capacity;
+        compaction.run(row, out);
+        block.weight[k] = out;
+        block.start[k] = is_signed ? -128 * sum_of_row(out, compaction.out_bytes()) : 0;
+      } else {
+        block.weight[k] = block.weight[from];
+        block.start[k] = block.start[from];
+      }
+    }
+    if (adds)
+      for (int32_t i = 0; i < block.targets * 4 * kMaxVectors; ++i) scratch.slots[i] = _mm512_setzero_si512();
+    const TileFn* tiles = adds ? kAddTile[is_signed][block.rows - 1] : kWriteTile[is_signed][block.rows / 4 - 1];
+    const int32_t most = max_vectors(block.rows);
+    const int32_t parts = (blocks + most - 1) / most;
+    for (int32_t part = 0; part < parts; ++part) {
+      const auto begin = static_cast<int64_t>(blocks) * part / parts;
+      const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
+      tiles[end - begin - 1](job, block, begin * kBlock);
+    }
+    if (leftover.positions)
+      (adds ? kAddLeftover[block.rows - 1] : kWriteLeftover[block.rows / 4 - 1])(job, block, leftover);
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu

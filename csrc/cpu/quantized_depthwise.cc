@@ -1,0 +1,132 @@
+// int8 depthwise convolution: a plane of four channels meets, per tap, four words of weights of which each holds one
+// channel's weight in that channel's byte.
+#include "cpu/vec.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#include "cpu/quantized_vector.h"
+#else
+#include "cpu/quantized_scalar.h"
+#endif
+
+namespace dynprune::cpu {
+namespace {
+
+// The channels of one plane of the output, and the plane and byte where each one's input is.
+struct WordChannels {
+  const int8_t* row[kChannelsPerWord];  // null for a filler, and where the input is exactly zero
+  const uint32_t* plane[kChannelsPerWord];
+  int32_t byte[kChannelsPerWord];
+  int32_t start[kChannelsPerWord];
+  ChannelScale scale[kChannelsPerWord];  // 0 for a filler
+};
+
+// Position of the first listed input that is not below `channel`.
+int32_t lower_position(const QuantizedConvCall& call, int32_t channel) {
+  int32_t low = 0, high = call.n_in;
+  while (low < high) {
+    const int32_t middle = (low + high) / 2;
+    if (call.in_channel[middle] < channel)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// `next` is the position of the first listed input that is not below the first channel, and moves on.
+WordChannels channels_of(const QuantizedConvShape& shape, const QuantizedWeights& weights,
+                         const QuantizedConvCall& call, int32_t plane, int32_t& next) {
+  WordChannels word;
+  for (int32_t a = 0; a < kChannelsPerWord; ++a) {
+    const int32_t entry = plane * kChannelsPerWord + a;
+    word.row[a] = nullptr;
+    word.plane[a] = call.input.data;
+    word.byte[a] = word.start[a] = 0;
+    word.scale[a] = {0.0f, 0.0f};
+    if (entry >= call.n_out) continue;
+    const int32_t channel = call.out_channel[entry];
+    word.scale[a] = channel_scale(weights, call, channel);
+    while (next < call.n_in && call.in_channel[next] < channel) ++next;
+    if (next == call.n_in || call.in_channel[next] != channel) continue;
+    word.row[a] = weights.rows + static_cast<int64_t>(channel) * shape.taps * kChannelsPerWord;
+    word.plane[a] = call.input.data + (next / kChannelsPerWord) * call.input.stride;
+    word.byte[a] = next % kChannelsPerWord;
+    word.start[a] = shape.in_type == QuantizedType::kS8 ? -128 * weights.row_sum[channel] : 0;
+  }
+  return word;
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+
+constexpr int kVectors = 4;
+
+template <int Vectors>
+void depthwise_tile(const QuantizedConvShape& shape, const WordChannels& word, uint32_t* y, int64_t position) {
+  __m512i acc[kChannelsPerWord][Vectors];
+  DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) {
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[a][j] = _mm512_set1_epi32(word.start[a]);
+  }
+  const bool is_signed = shape.in_type == QuantizedType::kS8;
+  const __m512i flip = is_signed ? _mm512_set1_epi8(static_cast<char>(0x80)) : _mm512_setzero_si512();
+  for (int32_t t = 0; t < shape.taps; ++t) {
+    const int64_t at = position + shape.tap_offset[t];
+    const uint16_t* mask = shape.tap_mask[t] + position / kBlock;
+    DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) {
+      const uint32_t weight = word.row[a] ? static_cast<uint8_t>(word.row[a][t * kChannelsPerWord]) : 0u;
+      const __m512i w = _mm512_set1_epi32(static_cast<int32_t>(weight << (8 * word.byte[a])));
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+        const __m512i in = _mm512_maskz_loadu_epi32(mask[j], word.plane[a] + at + 16 * j);
+        add_products(acc[a][j], _mm512_xor_si512(in, flip), w);
+      }
+    }
+  }
+  DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+    __m512i rounded[4];
+    DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) rounded[a] =
+        round_to_int(scaled(acc[a][j], word.scale[a]));
+    store_pixels(y + position + 16 * j, shape.out.store_mask[position / kBlock + j],
+                 shape.out_type == QuantizedType::kS8 ? pack_s8(rounded) : pack_u8(rounded));
+  }
+}
+
+void depthwise_plane(const QuantizedConvShape& shape, const WordChannels& word, uint32_t* y) {
+  int32_t block = 0;
+  for (; block + kVectors <= shape.out.blocks; block += kVectors)
+    depthwise_tile<kVectors>(shape, word, y, static_cast<int64_t>(block) * kBlock);
+  for (; block < shape.out.blocks; ++block) depthwise_tile<1>(shape, word, y, static_cast<int64_t>(block) * kBlock);
+}
+
+#else
+
+void depthwise_plane(const QuantizedConvShape& shape, const WordChannels& word, uint32_t* y) {
+  for (int64_t p = 0; p < static_cast<int64_t>(shape.out.blocks) * kBlock; ++p) {
+    if (!is_pixel(shape.out, p)) continue;
+    uint32_t result = 0;
+    for (int32_t a = 0; a < kChannelsPerWord; ++a) {
+      int32_t sum = 0;
+      for (int32_t t = 0; word.row[a] && t < shape.taps; ++t)
+        if (shape.tap_mask[t][p / kBlock] >> (p % kBlock) & 1)
+          sum += byte_of(word.plane[a][p + shape.tap_offset[t]], word.byte[a], shape.in_type) *
+                 word.row[a][t * kChannelsPerWord];
+      result = with_byte(result, a, finish(shape, sum, word.scale[a], 0));
+    }
+    y[p] = result;
+  }
+}
+
+#endif
+
+void quantized_depthwise(const QuantizedConvShape& shape, const QuantizedWeights& weights,
+                         const QuantizedConvCall& call, int32_t first, int32_t last) {
+  if (first >= last) return;
+  int32_t next = lower_position(call, call.out_channel[first * kChannelsPerWord]);
+  for (int32_t plane = first; plane < last; ++plane)
+    depthwise_plane(shape, channels_of(shape, weights, call, plane, next),
+                    call.output.data + plane * call.output.stride);
+}
+
+}  // namespace
+
+void DYNPRUNE_ISA_NAME(fill_quantized_depthwise)(QuantizedKernels& table) { table.depthwise = quantized_depthwise; }
+
+}  // namespace dynprune::cpu

@@ -1,0 +1,131 @@
+// The interface between the executor and the int8 kernels.
+//
+// A quantised map holds four channels per 32-bit word: a *group plane* is laid out as a float plane
+// (kernels.h: PlaneShape, store masks, guards of zeros), one word per position, and channel position i is
+// byte i % 4 of plane i / 4. Rows need no pad columns: masks blank out taps that leave a row. Positions are the live
+// channels in ascending order, so a map of which n channels are live fills (n + 3) / 4 planes; the bytes after the last
+// live channel are zero. Values are u8 (never negative) or s8 in two's complement, both with zero point 0: pads,
+// fillers and exact zeros are the same bits.
+//
+// Results are the same bits on every ISA: sums are exact integers, and the float arithmetic after them is
+// written as single multiplications and additions in a fixed order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+namespace dynprune::cpu {
+
+constexpr int kChannelsPerWord = 4;
+
+enum class QuantizedType : int32_t { kU8, kS8 };
+
+// A set of group planes, `stride` words apart.
+struct GroupPlanes {
+  uint32_t* data;  // position (0,0) of plane 0
+  int64_t stride;
+};
+
+// ---- convolution ------------------------------------------------------------------------------
+
+struct QuantizedConvShape {
+  int32_t in_channels, out_channels;  // of the model
+  int32_t taps;
+  const int32_t* tap_offset;        // [taps] words, as in DirectShape
+  const uint16_t* const* tap_mask;  // [taps][out.blocks]: a position whose bit is clear reads zero for this tap
+  PlaneShape out;
+  QuantizedType in_type, out_type;
+  QuantizedType residual_type;
+  // 0: no residual. With 1 and equal types the residual is added as an integer after rounding, else
+  // as a float before it.
+  float residual_scale;
+  float inner_low;  // lower bound of the sum before a residual is added; -inf without one
+};
+
+// Bytes of one row of weights: [taps][in_channels rounded up to whole words].
+static constexpr int32_t quantized_row_channels(int32_t in_channels) {
+  return (in_channels + kChannelsPerWord - 1) / kChannelsPerWord * kChannelsPerWord;
+}
+// Readable bytes that must follow the last row of the weights.
+constexpr int kQuantizedOverread = 64;
+
+// Per output channel. sum is that of a row's weights (for s8 inputs).
+struct QuantizedWeights {
+  const int8_t* rows;  // [out_channels][taps][quantized_row_channels]
+  const int32_t* row_sum;
+  const float* scale;
+  const float* bias;
+};
+
+// One image. Without a residual, out_channel entry i is written to position i of `output`, whole words, fillers
+// included. With one, `output` holds the residual, dense in fixed channel order: entry i replaces the byte of
+// channel out_channel[i], and bytes of channels that are not listed stay as they are.
+//   s = scale * gate, b = bias * gate + shift;  v = max(sum * s + b, inner_low);  see QuantizedConvShape for the rest
+struct QuantizedConvCall {
+  GroupPlanes input;
+  const int32_t* in_channel;  // [n_in], ascending; position i holds channel in_channel[i]
+  int32_t n_in;
+  GroupPlanes output;
+  const int32_t* out_channel;  // [n_out], ascending
+  int32_t n_out;
+  const float* gate;   // [out_channels] or null
+  const float* shift;  // [out_channels] or null
+};
+
+// Bytes of scratch per thread for quantized_conv, 64-byte aligned.
+using QuantizedScratchFn = size_t (*)(const QuantizedConvShape&);
+// Computes entries [first, last) of out_channel. No word may be shared with another thread's entries.
+using QuantizedConvFn = void (*)(const QuantizedConvShape&, const QuantizedWeights&, const QuantizedConvCall&,
+                                 int32_t first, int32_t last, void* scratch);
+
+// Depthwise: channel c of the output reads channel c of the input, or zeros where that is not listed.
+// No residual. Computes planes [first, last).
+using QuantizedDepthwiseFn = void (*)(const QuantizedConvShape&, const QuantizedWeights&, const QuantizedConvCall&,
+                                      int32_t first, int32_t last);
+
+// ---- other passes over group planes -------------------------------------------------------------
+
+// Bytes of `y` whose bit is set in `lanes` (bit i = byte i of every word) hold a residual of type `from`; each
+// becomes round(shift[i] + r * scale) of type `to`.
+using QuantizedRescaleFn = void (*)(const PlaneShape&, uint32_t lanes, const float* shift, float scale,
+                                    QuantizedType from, QuantizedType to, uint32_t* y);
+// Four float maps (null = zeros) with rows `x_pitch` floats apart into one plane: round(x * inverse_scale).
+using QuantizeFn = void (*)(const PlaneShape&, const float* const* x, int32_t x_pitch, float inverse_scale,
+                            QuantizedType, uint32_t* y);
+// One byte of each word into a float plane of equal size: byte * scale.
+using DequantizeFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t byte, float scale,
+                              QuantizedType, float* y);
+// Exact sums and maxima over the pixels of a plane's four channels.
+using QuantizedSumFn = void (*)(const PlaneShape&, const uint32_t* x, QuantizedType, int32_t* sums);
+using QuantizedMaxFn = void (*)(const PlaneShape&, const uint32_t* x, QuantizedType, int32_t* maxima);
+// Maximum over windows; what lies outside the map is not looked at. scratch: words as max_pool_scratch says.
+using QuantizedMaxPoolScratchFn = size_t (*)(const PoolShape&);
+using QuantizedMaxPoolFn = void (*)(const PoolShape&, QuantizedType, const uint32_t* x, uint32_t* y, uint32_t* scratch);
+
+struct QuantizedKernels {
+  const char* isa;  // what these kernels were written for: "vnni" or "portable"
+  int32_t tile_channels, tile_blocks;
+  QuantizedScratchFn conv_scratch;
+  QuantizedConvFn conv;
+  QuantizedDepthwiseFn depthwise;
+  QuantizedRescaleFn rescale;
+  QuantizeFn quantize;
+  DequantizeFn dequantize;
+  QuantizedSumFn sum;
+  QuantizedMaxFn max;
+  QuantizedMaxPoolScratchFn max_pool_scratch;
+  QuantizedMaxPoolFn max_pool;
+};
+
+#define DYNPRUNE_DECLARE_QUANTIZED_FAMILIES(ISA)          \
+  void fill_quantized_conv_##ISA(QuantizedKernels&);      \
+  void fill_quantized_depthwise_##ISA(QuantizedKernels&); \
+  void fill_quantized_maps_##ISA(QuantizedKernels&);
+DYNPRUNE_DECLARE_QUANTIZED_FAMILIES(generic)
+DYNPRUNE_DECLARE_QUANTIZED_FAMILIES(avx2)
+DYNPRUNE_DECLARE_QUANTIZED_FAMILIES(avx512)
+DYNPRUNE_DECLARE_QUANTIZED_FAMILIES(avx512_vnni)
+
+}  // namespace dynprune::cpu

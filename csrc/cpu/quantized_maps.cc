@@ -1,0 +1,244 @@
+// Passes over quantised planes other than convolution: quantise, dequantise, rescale, sums, maxima, max pooling.
+#include "cpu/vec.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#define DYNPRUNE_QUANTIZED_VECTORS 1
+#include "cpu/quantized_vector.h"
+#else
+#include "cpu/quantized_scalar.h"
+#endif
+
+namespace dynprune::cpu {
+namespace {
+
+// The flipped sign bits that give s8 bytes the order of u8 bytes; 0 for u8.
+DYNPRUNE_INLINE uint32_t flip_bits(QuantizedType type) { return type == QuantizedType::kS8 ? 0x80808080u : 0u; }
+
+void quantize(const PlaneShape& shape, const float* const* x, int32_t x_pitch, float inverse_scale, QuantizedType type,
+              uint32_t* y) {
+  for (int64_t row = 0; row < shape.height; ++row) {
+    uint32_t* target = y + row * shape.pitch;
+    int32_t i = 0;
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+    for (; i < shape.width; i += 16) {
+      const int32_t left = shape.width - i;
+      const auto inside = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+      __m512i rounded[4];
+      for (int a = 0; a < kChannelsPerWord; ++a) {
+        const __m512 v = x[a] ? _mm512_maskz_loadu_ps(inside, x[a] + row * x_pitch + i) : _mm512_setzero_ps();
+        rounded[a] = round_to_int(_mm512_mul_ps(v, _mm512_set1_ps(inverse_scale)));
+      }
+      _mm512_mask_storeu_epi32(target + i, inside, type == QuantizedType::kS8 ? pack_s8(rounded) : pack_u8(rounded));
+    }
+#endif
+    for (; i < shape.width; ++i) {
+      uint32_t word = 0;
+      for (int32_t a = 0; a < kChannelsPerWord; ++a)
+        if (x[a]) word = with_byte(word, a, saturate(round_saturated(x[a][row * x_pitch + i] * inverse_scale), type));
+      target[i] = word;
+    }
+  }
+}
+
+void dequantize(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t byte, float scale,
+                QuantizedType type, float* y) {
+  for (int64_t row = 0; row < in.height; ++row) {
+    const uint32_t* source = x + row * in.pitch;
+    float* target = y + row * out.pitch;
+    int32_t i = 0;
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+    for (; i < in.width; i += 16) {
+      const int32_t left = in.width - i;
+      const auto inside = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+      const __m512i words = _mm512_maskz_loadu_epi32(inside, source + i);
+      _mm512_mask_storeu_ps(target + i, inside,
+                            _mm512_mul_ps(channel_floats(words, byte, type), _mm512_set1_ps(scale)));
+    }
+#endif
+    for (; i < in.width; ++i) target[i] = static_cast<float>(byte_of(source[i], byte, type)) * scale;
+  }
+}
+
+void rescale(const PlaneShape& shape, uint32_t lanes, const float* shift, float scale, QuantizedType from,
+             QuantizedType to, uint32_t* y) {
+  for (int64_t block = 0; block < shape.blocks; ++block) {
+    uint32_t* words = y + block * kBlock;
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+    __m512i v[4];
+    for (int a = 0; a < kChannelsPerWord; ++a) v[a] = _mm512_castps_si512(_mm512_set1_ps(shift[a]));
+    const __m512i before = _mm512_loadu_si512(words);
+    const __m512i after =
+        _mm512_mask_mov_epi8(before, 0x1111111111111111ull * lanes, add_scaled(v, before, scale, from, to));
+    store_pixels(words, shape.store_mask[block], after);
+#else
+    for (int i = 0; i < kBlock; ++i) {
+      if (!(shape.store_mask[block] >> i & 1)) continue;
+      for (int32_t a = 0; a < kChannelsPerWord; ++a) {
+        if (!(lanes >> a & 1)) continue;
+        const float r = static_cast<float>(byte_of(words[i], a, from)) * scale;
+        words[i] = with_byte(words[i], a, saturate(round_saturated(shift[a] + r), to));
+      }
+    }
+#endif
+  }
+}
+
+// Pads are zero bits and add nothing.
+void sum(const PlaneShape& shape, const uint32_t* x, QuantizedType type, int32_t* sums) {
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+  const __m512i flip = _mm512_set1_epi32(static_cast<int32_t>(flip_bits(type)));
+  __m512i acc[kChannelsPerWord];
+  for (int a = 0; a < kChannelsPerWord; ++a) acc[a] = _mm512_setzero_si512();
+  for (int64_t block = 0; block < shape.blocks; ++block) {
+    const __m512i in = _mm512_xor_si512(_mm512_loadu_si512(x + block * kBlock), flip);
+    DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a)
+        add_products(acc[a], in, _mm512_set1_epi32(1 << (8 * a)));
+  }
+  const int32_t offset = type == QuantizedType::kS8 ? 128 * kBlock * shape.blocks : 0;
+  for (int a = 0; a < kChannelsPerWord; ++a) sums[a] = _mm512_reduce_add_epi32(acc[a]) - offset;
+#else
+  for (int32_t a = 0; a < kChannelsPerWord; ++a) {
+    int32_t total = 0;
+    for (int64_t p = 0; p < static_cast<int64_t>(shape.blocks) * kBlock; ++p) total += byte_of(x[p], a, type);
+    sums[a] = total;
+  }
+#endif
+}
+
+void max(const PlaneShape& shape, const uint32_t* x, QuantizedType type, int32_t* maxima) {
+  for (int32_t a = 0; a < kChannelsPerWord; ++a) maxima[a] = lowest(type);
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+  const __m512i flip = _mm512_set1_epi32(static_cast<int32_t>(flip_bits(type)));
+  __m512i best = _mm512_setzero_si512();  // the lowest value in the order of flipped bytes
+  for (int64_t block = 0; block < shape.blocks; ++block) {
+    const __m512i in = _mm512_xor_si512(_mm512_loadu_si512(x + block * kBlock), flip);
+    best = _mm512_max_epu8(best, _mm512_maskz_mov_epi32(shape.store_mask[block], in));
+  }
+  alignas(64) uint32_t words[kBlock];
+  _mm512_store_si512(words, _mm512_xor_si512(best, flip));
+  for (int i = 0; i < kBlock; ++i)
+    for (int32_t a = 0; a < kChannelsPerWord; ++a) {
+      const int32_t v = byte_of(words[i], a, type);
+      if (v > maxima[a]) maxima[a] = v;
+    }
+#else
+  for (int64_t p = 0; p < static_cast<int64_t>(shape.blocks) * kBlock; ++p) {
+    if (!is_pixel(shape, p)) continue;
+    for (int32_t a = 0; a < kChannelsPerWord; ++a) {
+      const int32_t v = byte_of(x[p], a, type);
+      if (v > maxima[a]) maxima[a] = v;
+    }
+  }
+#endif
+}
+
+// Bytewise maximum of two words of unsigned bytes.
+DYNPRUNE_INLINE uint32_t max_of_bytes(uint32_t a, uint32_t b) {
+  uint32_t result = 0;
+  for (int i = 0; i < 32; i += 8) {
+    const uint32_t x = a >> i & 255u, y = b >> i & 255u;
+    result |= (x > y ? x : y) << i;
+  }
+  return result;
+}
+
+// line[i] = bytewise maximum of `rows` rows, sign bits flipped for s8.
+void max_of_rows(const uint32_t* x, int64_t rows, int64_t row_stride, int32_t width, uint32_t flip, uint32_t* line) {
+  int32_t i = 0;
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+  const __m512i flips = _mm512_set1_epi32(static_cast<int32_t>(flip));
+  for (; i < width; i += 16) {
+    const int32_t left = width - i;
+    const auto inside = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+    __m512i best = _mm512_setzero_si512();
+    for (int64_t r = 0; r < rows; ++r)
+      best = _mm512_max_epu8(best, _mm512_xor_si512(_mm512_maskz_loadu_epi32(inside, x + r * row_stride + i), flips));
+    _mm512_mask_storeu_epi32(line + i, inside, best);
+  }
+#else
+  for (; i < width; ++i) {
+    line[i] = 0;
+    for (int64_t r = 0; r < rows; ++r) line[i] = max_of_bytes(line[i], x[r * row_stride + i] ^ flip);
+  }
+#endif
+}
+
+// y[i] = bytewise maximum over the taps line[i * stride + t * dilation].
+void max_of_columns(const uint32_t* line, int32_t taps, int32_t stride, int32_t dilation, int32_t width, uint32_t flip,
+                    uint32_t* y) {
+  int32_t i = 0;
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+  const __m512i flips = _mm512_set1_epi32(static_cast<int32_t>(flip));
+  const __m512i columns = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                             _mm512_set1_epi32(stride));
+  for (; i < width; i += 16) {
+    const int32_t left = width - i;
+    const auto inside = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+    __m512i best = _mm512_setzero_si512();
+    for (int32_t t = 0; t < taps; ++t) {
+      const uint32_t* x = line + static_cast<int64_t>(i) * stride + t * dilation;
+      __m512i in;
+      if (stride == 1)
+        in = _mm512_maskz_loadu_epi32(inside, x);
+      else if (stride == 2)  // reads no further than the last column needs, plus one word
+        in = _mm512_permutex2var_epi32(_mm512_maskz_loadu_epi32(left >= 8 ? 0xffff : (1 << 2 * left) - 1, x), columns,
+                                       _mm512_maskz_loadu_epi32(left >= 16  ? 0xffff
+                                                                : left <= 8 ? 0
+                                                                            : (1 << 2 * (left - 8)) - 1,
+                                                                x + 16));
+      else
+        in = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), inside, columns, x, 4);
+      best = _mm512_max_epu8(best, in);
+    }
+    _mm512_mask_storeu_epi32(y + i, inside, _mm512_xor_si512(best, flips));
+  }
+#else
+  for (; i < width; ++i) {
+    uint32_t best = 0;
+    for (int32_t t = 0; t < taps; ++t) best = max_of_bytes(best, line[static_cast<int64_t>(i) * stride + t * dilation]);
+    y[i] = best ^ flip;
+  }
+#endif
+}
+
+int64_t max_pool_reach(const PoolShape& shape) {
+  return static_cast<int64_t>(shape.out.width - 1) * shape.stride_w + (shape.kernel_w - 1) * shape.dilation_w + 2;
+}
+
+// Words of scratch: one line of the padded input.
+size_t max_pool_scratch(const PoolShape& shape) {
+  const int64_t padded = static_cast<int64_t>(shape.pad_left) + shape.in.width;
+  const int64_t reach = max_pool_reach(shape);
+  return static_cast<size_t>(padded > reach ? padded : reach);
+}
+
+void max_pool(const PoolShape& shape, QuantizedType type, const uint32_t* x, uint32_t* y, uint32_t* line) {
+  const uint32_t flip = flip_bits(type);
+  const auto words = static_cast<int64_t>(max_pool_scratch(shape));
+  for (int64_t i = 0; i < words; ++i) line[i] = 0;  // what lies beside the map never wins
+  for (int64_t row = 0; row < shape.out.height; ++row) {
+    const int64_t top = row * shape.stride_h - shape.pad_top;
+    int64_t first = 0;  // rows of the window inside the map
+    while (first < shape.kernel_h && top + first * shape.dilation_h < 0) ++first;
+    int64_t last = first;
+    while (last < shape.kernel_h && top + last * shape.dilation_h < shape.in.height) ++last;
+    max_of_rows(x + (top + first * shape.dilation_h) * shape.in.pitch, last - first,
+                static_cast<int64_t>(shape.dilation_h) * shape.in.pitch, shape.in.width, flip, line + shape.pad_left);
+    max_of_columns(line, shape.kernel_w, shape.stride_w, shape.dilation_w, shape.out.width, flip,
+                   y + row * shape.out.pitch);
+  }
+}
+
+}  // namespace
+
+void DYNPRUNE_ISA_NAME(fill_quantized_maps)(QuantizedKernels& table) {
+  table.quantize = quantize;
+  table.dequantize = dequantize;
+  table.rescale = rescale;
+  table.sum = sum;
+  table.max = max;
+  table.max_pool_scratch = max_pool_scratch;
+  table.max_pool = max_pool;
+}
+
+}  // namespace dynprune::cpu

@@ -1,0 +1,220 @@
+"""Handlers of operators on quantised maps.
+
+The planes of a quantised map hold four channels each (csrc/cpu/quantized_kernels.h). Without a residual a
+convolution writes its live channels side by side, so a map and its readers have to follow one live list; a
+residual stream is stored whole, in fixed channel order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dynprune_rt import _C
+from dynprune_rt.backends.cpu.geometry import convolution_taps
+from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
+from dynprune_rt.backends.cpu.storage import MapView
+from dynprune_rt.errors import DeviceError
+from dynprune_rt.ir.graph import Node, Value
+from dynprune_rt.ir.operators.quantized import reduction_factor
+
+
+def _refuse(node: Node, why: str) -> DeviceError:
+    return DeviceError(
+        f"the int8 kernels cannot execute layer {node.name} ({node.op}): {why}; quantize the model again"
+    )
+
+
+_TYPES = {"u8": _C.QuantizedType.u8, "s8": _C.QuantizedType.s8}
+
+
+def _type(value: Value) -> _C.QuantizedType:
+    return _TYPES[value.type.dtype]
+
+
+def _size(value: Value) -> tuple[int, int]:
+    return value.type.shape[2], value.type.shape[3]
+
+
+def _operands(node: Node, count: int) -> list[Value | None]:
+    return [*node.inputs, *[None] * (count - len(node.inputs))]
+
+
+def lower_quantized_conv2d(recorder: Recorder, node: Node) -> bool:
+    x, weight, scale, bias, gate, shift, residual = _operands(node, 7)
+    assert x is not None and weight is not None and scale is not None and bias is not None
+    y = node.output
+    depthwise = node.attrs["groups"] > 1
+    residual_scale = node.attrs["residual_scale"]
+    if residual is None and node.computed is not None and node.computed is not y.live:
+        raise _refuse(node, "it stores channels that it does not compute")
+    if residual is not None and (residual.live is not None or y.live is not None):
+        raise _refuse(node, "a residual stream has to be stored whole")
+
+    weights = np.ascontiguousarray(recorder.graph.constant(weight))
+    stride, kernel = tuple(node.attrs["stride"]), (weights.shape[2], weights.shape[3])
+    taps = convolution_taps(_size(x), _size(y), kernel, stride, node.attrs["padding"], node.attrs["dilation"])
+    source_map = recorder.as_map(x)
+    out = recorder.new_map(y) if residual is None else _residual_planes(recorder, node, residual, source_map)
+    source = source_map if stride == (1, 1) else recorder.phase_split(x, (stride[0], stride[1]))
+    source.pitch_class.unite(out.pitch_class)
+    source.pitch_class.require(taps.reach)
+
+    in_channels, out_channels = x.type.channels, y.type.channels
+    in_list = recorder.live_list(x)
+    out_list = recorder.list_of(node.computed if node.computed is not None else y.live, None, out_channels)
+    added_as_integers = residual is not None and residual_scale == 1 and residual.type.dtype == y.type.dtype
+    pass_list = None
+    if node.computed is not None and residual is not None and (shift is not None or not added_as_integers):
+        pass_list = recorder.list_of(None, node.computed, out_channels)
+    gate_flat = None if gate is None else recorder.as_flat(gate)
+    shift_flat = None if shift is None else recorder.as_flat(shift)
+    scales, biases = recorder.graph.constant(scale), recorder.graph.constant(bias)
+    macs_per_pair = math.prod(_size(y)) * math.prod(kernel)
+    recorder.step(
+        lambda: recorder.builder.add_quantized_conv(
+            node.name,
+            in_map=recorder.map_id(source),
+            out_map=recorder.map_id(out),
+            in_channels=in_channels,
+            weights=weights,
+            depthwise=depthwise,
+            tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
+            tap_column=[column for _, _, column in taps.offsets],
+            scale=scales,
+            bias=biases,
+            gate=recorder.flat_id(gate_flat),
+            shift=recorder.flat_id(shift_flat),
+            in_type=_type(x),
+            out_type=_type(y),
+            residual_type=_type(y if residual is None else residual),
+            residual_scale=residual_scale,
+            inner_low=node.attrs["inner_low"],
+            in_list=in_list.index,
+            out_list=out_list.index,
+            pass_list=-1 if pass_list is None else pass_list.index,
+            macs_per_pair=macs_per_pair,
+        ),
+        LayerFacts(node.name, "conv2d", in_channels, out_channels, macs_per_pair * math.prod(weights.shape[:2])),
+        reads=[source, gate_flat, shift_flat],
+        writes=[out],
+    )
+    return True
+
+
+def _residual_planes(recorder: Recorder, node: Node, residual: Value, source: MapView) -> MapView:
+    """The planes that the convolution adds to: the residual's own where nobody else needs them, else a copy."""
+    view = recorder.as_map(residual)
+    if recorder.overwritable(residual, view) and not view.storages & source.storages:
+        return recorder.bind_map(node.output, view)
+    out = recorder.new_map(node.output)
+    view.pitch_class.unite(out.pitch_class)
+    recorder.step(
+        lambda: recorder.builder.add_quantized_copy(
+            node.name, in_map=recorder.map_id(view), out_map=recorder.map_id(out)
+        ),
+        LayerFacts(node.name, "copy"),
+        reads=[view],
+        writes=[out],
+    )
+    return out
+
+
+def lower_quantize(recorder: Recorder, node: Node) -> bool:
+    x, y = node.inputs[0], node.output
+    assert x is not None
+    in_live = None if y.live is x.live else recorder.mask_flat(x.live)
+    direct = x in recorder.graph.inputs and not recorder.has_map(x)
+    source = None if direct else recorder.as_map(x)
+    port = recorder.graph.inputs.index(x) if direct else -1
+    out, live = recorder.new_map(y), recorder.live_list(y)
+    inverse_scale = float(np.float32(1) / np.float32(node.attrs["scale"]))
+    recorder.step(
+        lambda: recorder.builder.add_quantize(
+            node.name,
+            in_map=-1 if source is None else recorder.map_id(source),
+            input=port,
+            out_map=recorder.map_id(out),
+            list=live.index,
+            inverse_scale=inverse_scale,
+            type=_type(y),
+            in_live=recorder.flat_id(in_live),
+        ),
+        LayerFacts(node.name, node.op),
+        reads=[source, in_live],
+        writes=[out],
+    )
+    return True
+
+
+def lower_dequantize(recorder: Recorder, node: Node) -> bool:
+    x, y = node.inputs[0], node.output
+    assert x is not None
+    if y.live is not x.live:
+        raise _refuse(node, "its masks differ")
+    source, out = recorder.as_map(x), recorder.new_map(y)
+    live = recorder.live_list(x)
+    recorder.step(
+        lambda: recorder.builder.add_dequantize(
+            node.name,
+            in_map=recorder.map_id(source),
+            out_map=recorder.map_id(out),
+            list=live.index,
+            scale=node.attrs["scale"],
+            type=_type(x),
+        ),
+        LayerFacts(node.name, node.op),
+        reads=[source],
+        writes=[out],
+    )
+    return True
+
+
+def lower_quantized_reduce(recorder: Recorder, node: Node) -> bool:
+    x = node.inputs[0]
+    assert x is not None
+    source, live = recorder.as_map(x), recorder.live_list(x)
+    y = recorder.new_flat(node.output)
+    kind = node.attrs["kind"]
+    factor = reduction_factor(kind, node.attrs["scale"], math.prod(_size(x)))
+    recorder.step(
+        lambda: recorder.builder.add_quantized_reduce(
+            node.name,
+            maximum=kind == "max",
+            in_map=recorder.map_id(source),
+            out_flat=recorder.flat_id(y),
+            list=live.index,
+            scale=factor,
+            type=_type(x),
+        ),
+        LayerFacts(node.name, "spatial_reduce"),
+        reads=[source],
+        writes=[y],
+    )
+    return True
+
+
+def lower_quantized_max_pool(recorder: Recorder, node: Node, x: Value) -> bool:
+    if node.output.live is not x.live:
+        raise _refuse(node, "its masks differ")
+    source, out = recorder.as_map(x), recorder.new_map(node.output)
+    live = recorder.live_list(x)
+    attrs = node.attrs
+    recorder.step(
+        lambda: recorder.builder.add_quantized_max_pool(
+            node.name,
+            type=_type(x),
+            in_map=recorder.map_id(source),
+            out_map=recorder.map_id(out),
+            list=live.index,
+            kernel=tuple(attrs["kernel"]),
+            stride=tuple(attrs["stride"]),
+            padding=list(attrs["padding"]),
+            dilation=tuple(attrs["dilation"]),
+        ),
+        LayerFacts(node.name, node.op),
+        reads=[source],
+        writes=[out],
+    )
+    return True

@@ -1,0 +1,89 @@
+"""Quantize a .dpr program to int8: calibrate on images, choose scales, keep what must stay in float32.
+
+Prints a row per convolution and the error of the outputs on the calibration images. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynprune_rt.cli.arguments import add_normalization, positive
+from dynprune_rt.cli.arrays import add_input, as_batch, read_array
+from dynprune_rt.errors import DynpruneError
+
+ABOUT = "quantize a program to int8 with calibration images"
+
+_BATCH = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("program", type=Path, metavar="PROGRAM", help="a .dpr file")
+    add_input(parser, "calibration images")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .dpr file to write")
+    parser.add_argument(
+        "--images", type=positive, default=128, metavar="N", help="use the first N (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--method", choices=("minmax", "percentile", "mse"), default="minmax", help="ranges (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--percentile", type=float, default=99.99, metavar="P", help="for --method percentile (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="LAYER", help="leave these convolutions in float32 (wildcards)"
+    )
+    parser.add_argument(
+        "--max-layer-error",
+        type=float,
+        default=0.25,
+        metavar="E",
+        help="leave convolutions with a larger relative error of their own in float32 (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_normalization(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import dynprune_rt
+
+    program = dynprune_rt.Program.load(args.program)
+    types = list(program.inputs.values())
+    if len(types) != 1:
+        raise DynpruneError(f"{args.program} has {len(types)} inputs; programs with one can be quantized")
+    images = as_batch(read_array(args.input, args.key), types[0].shape[1:], args.mean, args.std)[: args.images]
+    batches = [np.asarray(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
+    quantized = dynprune_rt.quantize(
+        program,
+        batches,
+        method=args.method,
+        percentile=args.percentile,
+        keep=args.keep,
+        max_layer_error=args.max_layer_error,
+    )
+    quantized.save(args.output)
+    report = quantized.report["quantization"]
+    print(json.dumps(report, indent=2) if args.json else table(report))
+    return 0
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people: one row per convolution, then the totals."""
+    rows = [("layer", "type", "input", "output", "error", "")]
+    for layer in report["layers"]:
+        maps = [f"{layer[m]} x {layer[f'{m}_scale']:.4g}" if m in layer else "" for m in ("input", "output")]
+        error = f"{layer['error']:.4f}" if "error" in layer else ""
+        rows.append((layer["name"], layer["kind"], *maps, error, layer.get("why", "")))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append("")
+    lines.append(
+        f"output error {report['output_error']:.4f} (relative), same largest output on "
+        f"{100 * report['same_largest_output']:.1f} % of the measured images; ranges: {report['method']}, "
+        f"{report['images']} images"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,210 @@
+"""The quantized graph: integer layers where the selection says so, conversions where the two kinds meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from dynprune_rt.errors import QuantizationError
+from dynprune_rt.ir.build import Builder
+from dynprune_rt.ir.graph import Graph, Node, Value
+from dynprune_rt.quantization.scales import quantize_weights
+from dynprune_rt.quantization.selection import Selection, exact_reduction, operand
+
+
+class Rewriting:
+    """Copies a graph node by node. A map may exist as floats, as integers, or as both.
+
+    Names of layers and values stay; the integer form of a map is called ``<name>.int8``.
+    """
+
+    def __init__(self, graph: Graph, selection: Selection, scales: Mapping[Value, float]) -> None:
+        self._old = graph
+        self._selection = selection
+        self._scales = scales  # by representative
+        self._builder = Builder(fold=False)
+        self._floats: dict[Value, Value] = {}
+        self._integers: dict[Value, Value] = {}
+
+    @property
+    def graph(self) -> Graph:
+        return self._builder.graph
+
+    def run(self) -> Graph:
+        """The quantized graph."""
+        self.copy_inputs()
+        for node in self._old.nodes:
+            if node not in self._selection.nodes:
+                self.copy_node(node)
+            elif node.op == "conv2d":
+                self._integers[node.output] = self.integer_convolution(node)
+                self._reduce_pools(node)
+            else:
+                self._max_pool(node)
+        self.graph.outputs = [self.as_floats(value) for value in self._old.outputs]
+        return self.graph
+
+    def scale(self, value: Value) -> float:
+        return self._scales[self._selection.representative(value)]
+
+    def copy_inputs(self) -> None:
+        for value in self._old.inputs:
+            self._floats[value] = self.graph.add_input(value.name, value.type)
+
+    # -- the two forms of a value ---------------------------------------------------------------------
+
+    def as_floats(self, value: Value) -> Value:
+        """The copy of a value; an integer map is dequantized once."""
+        if value in self._floats:
+            return self._floats[value]
+        if self._old.is_constant(value):
+            copy = self.graph.add_constant(value.name, self._old.constant(value))
+        else:
+            source = self._integers[value]
+            copy = self._builder.op("dequantize", source, scale=self.scale(value), name=value.name)
+            copy.live = source.live
+        self._floats[value] = copy
+        return copy
+
+    def as_integers(self, value: Value) -> Value:
+        """The integer form of a map; a float map is quantized once."""
+        if value not in self._integers:
+            source = self.as_floats(value)
+            dtype = self._selection.dtypes[value]
+            name = f"{value.name}.int8"
+            copy = self._builder.op("quantize", source, scale=self.scale(value), dtype=dtype, name=name)
+            copy.live = None if value in self._selection.whole else source.live
+            self._integers[value] = copy
+        return self._integers[value]
+
+    def _mask(self, mask: Value | None) -> Value | None:
+        return None if mask is None else self.as_floats(mask)
+
+    # -- nodes ----------------------------------------------------------------------------------------
+
+    def copy_node(self, node: Node) -> None:
+        """A node that stays in floats, or reduces an integer map exactly."""
+        x = node.inputs[0] if node.inputs else None
+        if node.op == "spatial_reduce" and x in self._integers and x not in self._floats:
+            assert x is not None
+            reduced = self._reduce(node.name, x, node.attrs["kind"], node.output.name)
+            if reduced is not None:
+                self._floats[node.output] = reduced
+                return
+        inputs = [None if v is None else self.as_floats(v) for v in node.inputs]
+        masks = [self._mask(v.live) for v in node.outputs]
+        computed = self._mask(node.computed)
+        outputs = self._append(node.op, inputs, node.attrs, node)
+        for old, new, mask in zip(node.outputs, outputs, masks, strict=True):
+            new.live = mask
+            self._floats[old] = new
+        assert outputs[0].producer is not None
+        outputs[0].producer.computed = computed
+
+    def _append(
+        self, op: str, inputs: list[Value | None], attrs: Mapping[str, object], node: Node, suffix: str = ""
+    ) -> tuple[Value, ...]:
+        """Append an operator whose results are named after those of ``node``."""
+        outputs = self._builder.append(op, inputs, attrs, name=f"{node.output.name}{suffix}", origin=node.origin)
+        new = outputs[0].producer
+        assert new is not None
+        new.name, new.note = node.name, node.note
+        return outputs
+
+    def _max_pool(self, node: Node) -> None:
+        x = node.inputs[0]
+        assert x is not None
+        source = self.as_integers(x)
+        (y,) = self._append("max_pool2d", [source], node.attrs, node, ".int8")
+        y.live = source.live
+        self._integers[node.output] = y
+
+    def integer_convolution(self, node: Node) -> Value:
+        """The quantized form of a convolution; its operands are quantized where they are floats."""
+        x, weight, bias, gate, shift, residual = (operand(node, i) for i in range(6))
+        assert x is not None and weight is not None
+        y = node.output
+        source = self.as_integers(x)
+        stream = None if residual is None else self.as_integers(residual)
+        y_scale = self.scale(y)
+        weights, weight_scales = quantize_weights(self._old.constant(weight), node.name)
+        vectors = {
+            "weight": weights,
+            "scale": self._vector(weight_scales * self.scale(x) / y_scale, node, "scale"),
+            "bias": self._vector(self._constant_or_zero(bias, weights.shape[0]) / y_scale, node, "bias"),
+        }
+        constants: list[Value | None] = [
+            self.graph.add_constant(f"{node.name}.{what}.int8", array) for what, array in vectors.items()
+        ]
+        shift_copy = None if shift is None else self._scaled_shift(shift, y_scale, node)
+        gate_copy = None if gate is None else self.as_floats(gate)
+        masks = self._mask(y.live), self._mask(node.computed)
+        attrs = {
+            **{name: node.attrs[name] for name in ("stride", "padding", "dilation", "groups")},
+            "dtype": self._selection.dtypes[y],
+            "residual_scale": 0.0 if residual is None else float(np.float32(self.scale(residual) / y_scale)),
+            "inner_low": node.attrs["inner"][0] if residual is not None else -math.inf,
+        }
+        inputs = [source, *constants, gate_copy, shift_copy, stream]
+        while inputs[-1] is None:
+            inputs.pop()
+        (result,) = self._append("quantized_conv2d", inputs, attrs, node, ".int8")
+        result.live, computed = self._stored(node, *masks)
+        assert result.producer is not None
+        result.producer.computed = computed
+        return result
+
+    def _stored(self, node: Node, live: Value | None, computed: Value | None) -> tuple[Value | None, Value | None]:
+        """Masks of stored and of computed channels.
+
+        Masks only permit to skip, so dropping one is always right. A residual stream is stored whole, a map
+        without residual stores what it computes.
+        """
+        if operand(node, 5) is not None:
+            return None, computed if computed is not None else live
+        if node.output in self._selection.whole:
+            return None, None
+        return live, None
+
+    def _scaled_shift(self, shift: Value, y_scale: float, node: Node) -> Value:
+        """The shift in steps of the output; one per image is divided when the program runs."""
+        name = f"{node.name}.shift.int8"
+        if self._old.is_constant(shift):
+            return self.graph.add_constant(name, self._vector(self._old.constant(shift) / y_scale, node, "shift"))
+        steps = self._builder.constant(f"{name}.steps", float(np.float32(1 / y_scale)))
+        scaled: Value = self._builder.op("mul", self.as_floats(shift), steps, name=name)
+        return scaled
+
+    def _constant_or_zero(self, value: Value | None, size: int) -> np.ndarray:
+        return np.zeros(size) if value is None else self._old.constant(value).astype(np.float64)
+
+    def _vector(self, values: np.ndarray, node: Node, what: str) -> np.ndarray:
+        """float32; magnitudes that float32 holds only as denormals become zero, as the runtime treats them."""
+        if not np.isfinite(values).all() or np.abs(values).max() > np.finfo(np.float32).max:
+            raise QuantizationError(f"layer {node.name!r}: the {what} leaves the range of float32 when quantized")
+        return np.where(np.abs(values) < np.finfo(np.float32).tiny, 0, values).astype(np.float32)
+
+    # -- reductions -----------------------------------------------------------------------------------
+
+    def _reduce_pools(self, node: Node) -> None:
+        """The reductions that a float convolution computes beside its map."""
+        y = node.output
+        for kind, old in zip(node.attrs["pools"], node.outputs[1:], strict=True):
+            reduced = self._reduce(f"{node.name}.{kind}", y, kind, old.name)
+            if reduced is None:
+                reduced = self._builder.op("spatial_reduce", self.as_floats(y), kind=kind, name=old.name)
+            self._floats[old] = reduced
+
+    def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
+        """An exact reduction of an integer map; None if there is none of this kind."""
+        exact = exact_reduction(kind, self._selection.dtypes[x])
+        if exact is None:
+            return None
+        reduced: Value = self._builder.op(
+            "quantized_spatial_reduce", self._integers[x], kind=exact, scale=self.scale(x), name=name
+        )
+        assert reduced.producer is not None
+        reduced.producer.name = layer
+        return reduced

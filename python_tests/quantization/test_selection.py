@@ -1,0 +1,68 @@
+"""Which convolutions become integer layers, and why others do not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dynprune_rt.ir.graph import Graph
+from dynprune_rt.ir.types import BATCH
+from dynprune_rt.quantization.selection import Selection, exact_reduction, select
+from python_tests.quantization.networks import Network, gated_resnet, inverted_residuals
+
+
+def dtypes(graph: Graph, selection: Selection) -> dict[str, str]:
+    return {n.name: selection.dtypes[n.output] for n in graph.nodes if n in selection.nodes}
+
+
+def test_signs_follow_from_the_graph():
+    graph = inverted_residuals()
+    found = dtypes(graph, select(graph))
+    assert found["b0.expand"] == found["b0.depthwise"] == "u8"
+    assert found["b0.project"] == found["b1.project"] == "s8"
+    assert select(graph).dtypes[graph.inputs[0]] == "s8"
+
+
+def test_residual_streams_share_a_class_and_are_whole():
+    graph = gated_resnet()
+    selection = select(graph)
+    outputs = {n.name: n.output for n in graph.nodes}
+    stream = [outputs[name] for name in ("stem", "layer0.0.conv2", "layer0.1.conv2")]
+    assert len({selection.representative(v) for v in stream}) == 1
+    assert set(stream) <= selection.whole and outputs["layer0.0.conv1"] not in selection.whole
+
+
+def kept(graph: Graph) -> dict[str, str]:
+    return select(graph).kept
+
+
+def test_layers_without_an_integer_kernel_stay_in_float32():
+    net = Network(1, channels=4)
+    x = net.conv(net.x, 8, "grouped", groups=2)
+    assert kept(net.finish(net.relu(x))) == {"grouped": "grouped convolution"}
+
+    net = Network(2)
+    x = net.builder.op("clamp", net.conv(net.x, 8, "hardtanh"), lo=-1.0, hi=1.0)
+    assert kept(net.finish(x)) == {"hardtanh": "clamp at -1"}
+
+    net = Network(3)
+    x = net.relu(net.conv(net.x, 8, "stem"))
+    y = net.builder.op("mul", net.relu(net.conv(x, 8, "gated"), 6.0), net.gate(x, 8, valued=True))
+    assert kept(net.finish(y)) == {"gated": "clamp at 6 before another step"}
+
+    net = Network(4)
+    x = net.relu(net.conv(net.x, 8, "stem"))
+    score = net.builder.op("tanh", net.builder.op("spatial_reduce", x, kind="mean"))
+    y = net.mul(net.relu(net.conv(x, 8, "gated")), net.builder.op("reshape", score, shape=(BATCH, 8, 1, 1)))
+    assert "gate of unknown sign" in kept(net.finish(y)).get("gated", "gate of unknown sign")
+
+
+def test_exact_reductions():
+    assert exact_reduction("mean_abs", "u8") == "mean" and exact_reduction("mean_abs", "s8") is None
+    assert exact_reduction("max", "s8") == "max" and exact_reduction("l2", "u8") is None
+
+
+def test_names_are_patterns():
+    graph = gated_resnet()
+    selection = select(graph, keep=["*.conv2"])
+    assert {name.rsplit(".", 1)[1] for name in selection.kept} == {"conv2"}
+    assert np.all([why == "kept by name" for why in selection.kept.values()])
