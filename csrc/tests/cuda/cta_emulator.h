@@ -6,6 +6,7 @@
 // thread runs far ahead of the others, in an order that `schedule` chooses. It does not model tensor-core
 // rounding, races between blocks, or time.
 #pragma once
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -76,7 +77,9 @@ struct PendingCopy {
 };
 
 struct Thread {
-  ucontext_t context;
+  ucontext_t entry;  // where the fiber starts
+  jmp_buf resume;    // where it goes on; unlike swapcontext, jumps make no system calls
+  bool started = false;
   std::vector<char> stack = std::vector<char>(128 * 1024);
   bool done = false;
   unsigned collective = 0;  // parity of this lane's next warp collective
@@ -97,7 +100,7 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<Thread>* threads = nullptr;
   GuardedMemory* shared = nullptr;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::string error;
   const std::function<void()>* body = nullptr;
 };
@@ -108,7 +111,18 @@ inline Thread& self() { return (*block->threads)[static_cast<size_t>(block->curr
 inline int lane() { return block->current & 31; }
 inline Warp& warp() { return block->warps[static_cast<size_t>(block->current >> 5)]; }
 
-inline void suspend() { swapcontext(&self().context, &block->scheduler); }
+inline void suspend() {
+  if (_setjmp(self().resume) == 0) _longjmp(block->scheduler, 1);
+}
+
+// Runs the current fiber until it suspends. Not inlined: no local of the caller may live in a register here.
+__attribute__((noinline)) inline void resume() {
+  if (_setjmp(block->scheduler) != 0) return;
+  Thread& t = self();
+  if (t.started) _longjmp(t.resume, 1);
+  t.started = true;
+  setcontext(&t.entry);
+}
 
 // Ends the launch with an error; does not return to the kernel.
 inline void fail(const std::string& what) {
@@ -174,7 +188,7 @@ inline void run_block(Block& state, std::vector<int>& order, uint32_t& random) {
       state.current = thread;
       if (self().done) continue;
       ++live;
-      swapcontext(&state.scheduler, &self().context);
+      resume();
       if (!state.error.empty()) break;
     }
     if (state.error.empty() && live > 0 && !state.progress) {
@@ -187,15 +201,15 @@ inline void run_block(Block& state, std::vector<int>& order, uint32_t& random) {
 }
 
 inline void start(Thread& t) {
-  t.done = false;
+  t.done = t.started = false;
   t.collective = 0;
   t.groups.clear();
   t.open.clear();
-  getcontext(&t.context);
-  t.context.uc_stack.ss_sp = t.stack.data();
-  t.context.uc_stack.ss_size = t.stack.size();
-  t.context.uc_link = nullptr;
-  makecontext(&t.context, fiber_main, 0);
+  getcontext(&t.entry);
+  t.entry.uc_stack.ss_sp = t.stack.data();
+  t.entry.uc_stack.ss_size = t.stack.size();
+  t.entry.uc_link = nullptr;
+  makecontext(&t.entry, fiber_main, 0);
 }
 
 // Runs body() as `threads` threads in each of `grid` blocks. Throws std::runtime_error for a mistake of the kernel.
