@@ -27,7 +27,8 @@ def cuda_status() -> CudaStatus:
         return CudaStatus(importlib.util.find_spec("dynprune_rt._cu") is not None, False, why)
     devices, reason, runtime, driver, _ = module.probe()
     if devices < 1:
-        return CudaStatus(True, False, f"{reason} (CUDA {_version(runtime)}, driver for {_version(driver)})")
+        installed = f"the driver supports CUDA {_version(driver)}" if driver else "no NVIDIA driver is installed"
+        return CudaStatus(True, False, f"{reason} (built with CUDA {_version(runtime)}; {installed})")
     try:
         name, major, minor, _ = module.device_facts(0)
     except RuntimeError as error:
@@ -61,5 +62,5 @@ def _why_not_built() -> str:
 
 
 def _version(number: int) -> str:
-    """As people write it: 13000 is 13.0; 0 stands for no driver."""
-    return f"{number // 1000}.{number % 1000 // 10}" if number else "no version"
+    """As people write it: 13000 is 13.0."""
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -16,7 +16,7 @@ import torch
 from dynprune_rt.backends.cuda.execution import Execution
 from dynprune_rt.backends.cuda.lowering import CudaPlan, DeviceConstants, Step, executed_channels
 from dynprune_rt.backends.cuda.maps import PRECISIONS, Kernels
-from dynprune_rt.devices import OLDEST_CAPABILITY, cuda_module, cuda_status
+from dynprune_rt.devices import OLDEST_CAPABILITY, cuda_module
 from dynprune_rt.errors import DeviceError, InputError
 from dynprune_rt.profile import Profile
 from dynprune_rt.program import Program, dense_macs
@@ -30,12 +30,13 @@ _TORCH_DTYPES: Final = {"f32": torch.float32, "i64": torch.int64, "bool": torch.
 
 
 def open_session(program: Program, device: str, precision: str) -> CudaSession:
-    """A session on "cuda" or "cuda:<number>". Raises DeviceError with the reason where that is not possible."""
-    status = cuda_status()
-    if not status.usable:
-        raise DeviceError(f"device {device!r} cannot be used: {status.reason}. Run on the CPU: device='cpu'")
-    module, _ = cuda_module()
-    assert module is not None
+    """A session on "cuda" or "cuda:<number>", where `cuda_status` says that CUDA is usable.
+
+    Raises DeviceError for a device that is not there, too old, or out of memory, and for a torch without CUDA.
+    """
+    module, why = cuda_module()
+    if module is None:
+        raise DeviceError(f"device {device!r} cannot be used: {why}")
     if not torch.cuda.is_available():
         raise DeviceError(
             f"device {device!r} cannot be used: this PyTorch ({torch.__version__}) sees no GPU; "
