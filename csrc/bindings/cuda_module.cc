@@ -18,8 +18,8 @@ namespace dynprune::cuda {
 namespace {
 
 using Map = std::tuple<uintptr_t, uintptr_t, int, int, int>;
-// bias, gate, shift, residual map (data 0 = none), inner low and high, outer low and high
-using EpilogueArgs = std::tuple<uintptr_t, uintptr_t, uintptr_t, Map, float, float, float, float>;
+// bias, gate, shift, its stride, residual map (data 0 = none), inner low and high, outer low and high
+using EpilogueArgs = std::tuple<uintptr_t, uintptr_t, uintptr_t, int, Map, float, float, float, float>;
 
 template <typename T = void>
 T* pointer(uintptr_t address) {
@@ -38,9 +38,16 @@ MapRef map_ref(const Map& m) {
 }
 
 Epilogue epilogue(const EpilogueArgs& args) {
-  const auto& [bias, gate, shift, residual, inner_low, inner_high, outer_low, outer_high] = args;
-  return Epilogue{pointer<const float>(bias), pointer<const float>(gate), pointer<const float>(shift),
-                  map_ref(residual), inner_low, inner_high, outer_low, outer_high};
+  const auto& [bias, gate, shift, shift_stride, residual, inner_low, inner_high, outer_low, outer_high] = args;
+  return Epilogue{pointer<const float>(bias),
+                  pointer<const float>(gate),
+                  pointer<const float>(shift),
+                  shift_stride,
+                  map_ref(residual),
+                  inner_low,
+                  inner_high,
+                  outer_low,
+                  outer_high};
 }
 
 void check(const char* kernel, const std::string& why) {
@@ -86,7 +93,8 @@ PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
   m.def(
       "live_lists",
       [](uintptr_t mask, uintptr_t sets, int batch, int channels, uintptr_t stream) {
-        check("live_lists", live_lists({pointer<const uint8_t>(mask), pointer(sets), batch, channels}, pointer(stream)));
+        check("live_lists",
+              live_lists({pointer<const uint8_t>(mask), pointer(sets), batch, channels}, pointer(stream)));
       },
       released);
   m.def(
@@ -117,12 +125,23 @@ PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
       [](const Map& x, const Map& y, int kind, const std::array<int, 10>& window, bool count_include_pad, int divisor,
          bool adaptive, int batch, int element, uintptr_t stream) {
         const auto [kernel_h, kernel_w, stride_h, stride_w, top, left, bottom, right, dilation_h, dilation_w] = window;
-        const PoolParams p{map_ref(x), map_ref(y),        static_cast<PoolKind>(kind),
-                           kernel_h,   kernel_w,          stride_h,
-                           stride_w,   top,               left,
-                           bottom,     right,             dilation_h,
-                           dilation_w, count_include_pad, divisor,
-                           adaptive,   batch};
+        const PoolParams p{map_ref(x),
+                           map_ref(y),
+                           static_cast<PoolKind>(kind),
+                           kernel_h,
+                           kernel_w,
+                           stride_h,
+                           stride_w,
+                           top,
+                           left,
+                           bottom,
+                           right,
+                           dilation_h,
+                           dilation_w,
+                           count_include_pad,
+                           divisor,
+                           adaptive,
+                           batch};
         check("pool2d", pool2d(p, static_cast<Element>(element), pointer(stream)));
       },
       released);
@@ -151,16 +170,23 @@ PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
       "linear",
       [](uintptr_t x, uintptr_t weights, uintptr_t bias, uintptr_t y, float low, float high, int rows, int features,
          int outputs, uintptr_t stream) {
-        const LinearParams p{pointer<const float>(x), pointer<const float>(weights), pointer<const float>(bias),
-                             pointer<float>(y), low, high, rows, features, outputs};
+        const LinearParams p{pointer<const float>(x),
+                             pointer<const float>(weights),
+                             pointer<const float>(bias),
+                             pointer<float>(y),
+                             low,
+                             high,
+                             rows,
+                             features,
+                             outputs};
         check("linear", linear(p, pointer(stream)));
       },
       released);
   m.def(
       "reduce",
       [](uintptr_t x, uintptr_t y, int kind, int outer, int length, int inner, uintptr_t stream) {
-        const ReduceParams p{pointer<const float>(x), pointer<float>(y), static_cast<ReduceKind>(kind), outer, length,
-                             inner};
+        const ReduceParams p{
+            pointer<const float>(x), pointer<float>(y), static_cast<ReduceKind>(kind), outer, length, inner};
         check("reduce", reduce(p, pointer(stream)));
       },
       released);
@@ -168,8 +194,14 @@ PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
       "sort",
       [](uintptr_t x, uintptr_t values, uintptr_t index, int outer, int length, int inner, int keep, bool descending,
          uintptr_t stream) {
-        const SortParams p{pointer<const float>(x), pointer<float>(values), pointer<int64_t>(index), outer, length,
-                           inner, keep, descending};
+        const SortParams p{pointer<const float>(x),
+                           pointer<float>(values),
+                           pointer<int64_t>(index),
+                           outer,
+                           length,
+                           inner,
+                           keep,
+                           descending};
         check("sort", sort(p, pointer(stream)));
       },
       released);

@@ -11,9 +11,9 @@
 
 namespace dynprune::cuda {
 
-constexpr int kTile = 64;            // pixels and outputs of a tile
-constexpr int kStepChunks = 4;       // chunks of K per step
-constexpr int kStages = 4;           // steps in flight
+constexpr int kTile = 64;       // pixels and outputs of a tile
+constexpr int kStepChunks = 4;  // chunks of K per step
+constexpr int kStages = 4;      // steps in flight
 constexpr int kGemmThreads = 128;
 constexpr int kStageUnits = kTile * kStepChunks;  // 16-byte units of one operand in one stage
 
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kGemmThreads, 4) conv_gemm_kernel(const __grid
     auto store_gathered = [&](int stage) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const uint16_t(&g)[kChunk] = gathered[i];
+        const uint16_t (&g)[kChunk] = gathered[i];
         b_stages[stage * kStageUnits + swizzle4(lane + i * 32, warp)] =
             uint4{bits(g[0], g[1]), bits(g[2], g[3]), bits(g[4], g[5]), bits(g[6], g[7])};
       }

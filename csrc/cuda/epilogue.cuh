@@ -21,7 +21,7 @@ __device__ __forceinline__ ChannelEpilogue channel_epilogue(const Epilogue& e, c
   ChannelEpilogue c;
   c.bias = e.bias ? __ldg(e.bias + channel) : 0.0f;
   c.gate = e.gate ? __ldg(e.gate + static_cast<size_t>(image) * y.channels + channel) : 1.0f;
-  c.shift = e.shift ? __ldg(e.shift + channel) : 0.0f;
+  c.shift = e.shift ? __ldg(e.shift + static_cast<size_t>(image) * e.shift_stride + channel) : 0.0f;
   c.out = place_of(y, image, channel);
   c.residual = e.residual.data ? place_of(e.residual, image, channel) : kAbsent;
   return c;
@@ -31,8 +31,8 @@ template <typename T>
 __device__ __forceinline__ float finish(const Epilogue& e, const ChannelEpilogue& c, const MapRef& y, int image,
                                         int pixel, float v) {
   if (c.residual != kAbsent) {
-    const T* row = static_cast<const T*>(e.residual.data) +
-                   (static_cast<size_t>(image) * y.pixels() + pixel) * e.residual.pitch();
+    const T* row =
+        static_cast<const T*>(e.residual.data) + (static_cast<size_t>(image) * y.pixels() + pixel) * e.residual.pitch();
     v += to_float(row[c.residual]);
   }
   return clamp(v, e.outer_low, e.outer_high);

@@ -45,8 +45,8 @@ DYNPRUNE_HD constexpr int input_pixel(const ConvShape& s, int out_pixel, int tap
 
 // The K dimension of the implicit GEMM is a list of chunks, taps outermost; a walker steps through it without division.
 struct KWalker {
-  int index;      // position in the list
-  int chunk;      // chunk of the image's stored channels
+  int index;  // position in the list
+  int chunk;  // chunk of the image's stored channels
   int tap_y, tap_x;
 
   DYNPRUNE_HD constexpr int tap(int kernel_w) const { return tap_y * kernel_w + tap_x; }

@@ -1,7 +1,6 @@
-#include "cuda/kernels.h"
-
 #include "cuda/conv_direct.cuh"
 #include "cuda/conv_gemm.cuh"
+#include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/layout.cuh"
 #include "cuda/live_lists.cuh"
@@ -56,7 +55,8 @@ std::string conv_gemm(const ConvParams& p, Element element, int blocks, void* st
 
 std::string conv_direct(const ConvParams& p, Element element, void* stream) {
   if (std::string why = check_conv(p); !why.empty()) return why;
-  if (p.groups < 1 || p.shape.channels % p.groups || p.shape.outputs % p.groups) return "channels do not divide into groups";
+  if (p.groups < 1 || p.shape.channels % p.groups || p.shape.outputs % p.groups)
+    return "channels do not divide into groups";
   const int64_t items = static_cast<int64_t>(p.batch) * p.shape.out_pixels() * p.shape.outputs;
   const int blocks = strided_blocks(items, kDirectThreads);
   return element == Element::kHalf ? launch(conv_direct_kernel<Half>, blocks, kDirectThreads, 0, stream, p)

@@ -42,10 +42,11 @@ enum class WeightLayout : int {
 
 // v = sum + bias; clamp(inner); * gate; + shift; + residual; clamp(outer)
 struct Epilogue {
-  const float* bias;  // [K] or null
-  const float* gate;  // [batch, K] or null
-  const float* shift; // [K] or null
-  MapRef residual;    // data null = none
+  const float* bias;   // [K] or null
+  const float* gate;   // [batch, K] or null
+  const float* shift;  // [K], [batch, K] or null
+  int shift_stride;    // from one image's shift to the next: 0 or K
+  MapRef residual;     // data null = none
   float inner_low, inner_high, outer_low, outer_high;
 };
 

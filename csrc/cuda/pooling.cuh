@@ -57,8 +57,8 @@ constexpr int kSpatialWarps = 8;
 
 // One block per image and 32 stored channels: every warp adds up every eighth pixel, then warp after warp.
 template <typename T>
-__global__ void __launch_bounds__(kSpatialWarps * 32) spatial_reduce_kernel(
-    const __grid_constant__ SpatialReduceParams p) {
+__global__ void __launch_bounds__(kSpatialWarps * 32)
+    spatial_reduce_kernel(const __grid_constant__ SpatialReduceParams p) {
   float* const partial = reinterpret_cast<float*>(shared_memory());  // [warp][lane]
   const int groups = ceil_div(p.x.channels, 32), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int image = blockIdx.x / groups, channel = (blockIdx.x - image * groups) * 32 + lane;

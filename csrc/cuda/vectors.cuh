@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kVectorWarps * 32) reduce_kernel(const __grid_
   if (result >= static_cast<int64_t>(p.outer) * p.inner) return;
   const int64_t outer = result / p.inner;
   const float* x = p.x + outer * p.length * p.inner + (result - outer * p.inner);
-  float total = p.kind == ReduceKind::kMax ? -INFINITY
-                : p.kind == ReduceKind::kMin ? INFINITY
+  float total = p.kind == ReduceKind::kMax    ? -INFINITY
+                : p.kind == ReduceKind::kMin  ? INFINITY
                 : p.kind == ReduceKind::kProd ? 1.0f
                                               : 0.0f;
   for (int i = lane; i < p.length; i += 32) {

@@ -33,8 +33,8 @@ template <typename T>
 void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
   Random random(seed);
   const int out = (c.size + 2 * c.pad - c.dilation * (c.kernel - 1) - 1) / c.stride + 1;
-  ConvShape s{c.size, c.size, out, out, c.channels, c.outputs, c.kernel, c.kernel,
-              c.stride, c.stride, c.pad, c.pad, c.dilation, c.dilation};
+  ConvShape s{c.size,   c.size,   out,      out,   c.channels, c.outputs,  c.kernel,
+              c.kernel, c.stride, c.stride, c.pad, c.pad,      c.dilation, c.dilation};
   const Mask inputs = random.mask(c.batch, c.channels, c.live_inputs);
   const Mask outputs = random.mask(c.batch, c.outputs, c.live_outputs);
   Mask stored = outputs;
@@ -69,7 +69,8 @@ void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
     }
   }
   Array<float> bias(random.vector(static_cast<size_t>(c.outputs)));
-  Array<float> shift(random.vector(static_cast<size_t>(c.outputs)));
+  const int shift_stride = c.residual ? c.outputs : 0;  // one shift per image, or one for all
+  Array<float> shift(random.vector(static_cast<size_t>(c.outputs) * (shift_stride ? c.batch : 1)));
   Array<float> gate(random.vector(static_cast<size_t>(c.batch) * c.outputs));
 
   ConvParams p{};
@@ -77,8 +78,8 @@ void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
   p.y = y.ref();
   p.computed = gated_outputs ? computed.data() : nullptr;
   p.weights = weights.data();
-  p.epilogue = Epilogue{bias.data(), gate.data(), shift.data(), c.residual ? residual.ref() : MapRef{}, -4.0f, 6.0f,
-                        -3.0f, 5.0f};
+  p.epilogue = Epilogue{bias.data(), gate.data(), shift.data(), shift_stride, c.residual ? residual.ref() : MapRef{},
+                        -4.0f,       6.0f,        -3.0f,        5.0f};
   p.shape = s;
   p.layout = layout;
   p.batch = c.batch;
@@ -116,7 +117,7 @@ void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
           }
           v = std::min(std::max(v, -4.0), 6.0) * gate[static_cast<size_t>(n) * c.outputs + k];
         }
-        v += shift[static_cast<size_t>(k)];
+        v += shift[static_cast<size_t>(n) * shift_stride + k];
         if (c.residual) v += residual.values[residual.at(n, pixel, k)];
         expected[y.at(n, pixel, k)] = std::min(std::max(v, -3.0), 5.0);
       }
@@ -143,7 +144,7 @@ void batch_invariance() {
   p.y = y.ref();
   p.computed = y.sets.data();
   p.weights = weights.data();
-  p.epilogue = Epilogue{nullptr, nullptr, nullptr, MapRef{}, -INFINITY, INFINITY, 0.0f, INFINITY};
+  p.epilogue = Epilogue{nullptr, nullptr, nullptr, 0, MapRef{}, -INFINITY, INFINITY, 0.0f, INFINITY};
   p.shape = s;
   p.layout = WeightLayout::kTwoSided;
   p.batch = kBatch;

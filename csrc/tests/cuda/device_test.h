@@ -100,7 +100,11 @@ struct Map {
   std::vector<double> values;
 
   Map(int batch, int channels, int h, int w, const Mask* stored)
-      : batch(batch), channels(channels), h(h), w(w), packed(stored != nullptr),
+      : batch(batch),
+        channels(channels),
+        h(h),
+        w(w),
+        packed(stored != nullptr),
         mask(stored ? *stored : Mask(static_cast<size_t>(batch) * channels, 1)),
         sets(host_sets(mask, batch, channels)),
         memory(static_cast<size_t>(batch) * h * w * round_up(channels, kChunk)),
@@ -172,9 +176,13 @@ struct Map {
 template <typename T>
 double rounding();
 template <>
-inline double rounding<Half>() { return 1.0 / 1024; }
+inline double rounding<Half>() {
+  return 1.0 / 1024;
+}
 template <>
-inline double rounding<BFloat>() { return 1.0 / 128; }
+inline double rounding<BFloat>() {
+  return 1.0 / 128;
+}
 
 inline int report(const char* what) {
   printf("%s: %s\n", what, failures ? "FAILED" : "passed");

@@ -50,7 +50,7 @@ void grouped(int channels, int outputs, int groups, int stride, double live, boo
   p.y = y.ref();
   p.computed = gated ? y.sets.data() : nullptr;
   p.weights = weights.data();
-  p.epilogue = Epilogue{bias.data(), nullptr, nullptr, MapRef{}, -INFINITY, INFINITY, 0.0f, 6.0f};
+  p.epilogue = Epilogue{bias.data(), nullptr, nullptr, 0, MapRef{}, -INFINITY, INFINITY, 0.0f, 6.0f};
   p.shape = s;
   p.batch = kBatch;
   p.groups = groups;
@@ -144,8 +144,8 @@ void spatial_reductions() {
           high = std::max(high, v);
         }
         const double area = kSize * kSize, peak = std::max(std::fabs(low), std::fabs(high));
-        const double expected[] = {sum / area, sum,  sum_abs / area, sum_abs, squares, std::sqrt(squares),
-                                   high,       low, peak};
+        const double expected[] = {sum / area, sum, sum_abs / area, sum_abs, squares, std::sqrt(squares), high,
+                                   low,        peak};
         expect(std::fabs(y[static_cast<size_t>(n) * kChannels + c] - expected[kind]) < 1e-4,
                "spatial_reduce kind " + std::to_string(kind));
       }
@@ -173,14 +173,15 @@ void vectors() {
   Random random(13);
   Array<float> x(random.vector(kRows * kFeatures)), weights(random.vector(kOutputs * kFeatures));
   Array<float> bias(random.vector(kOutputs)), y(kRows * kOutputs);
-  must_run(linear({x.data(), weights.data(), bias.data(), y.data(), -1.0f, INFINITY, kRows, kFeatures, kOutputs},
-                  nullptr),
-           "linear");
+  must_run(
+      linear({x.data(), weights.data(), bias.data(), y.data(), -1.0f, INFINITY, kRows, kFeatures, kOutputs}, nullptr),
+      "linear");
   for (int r = 0; r < kRows; ++r) {
     for (int k = 0; k < kOutputs; ++k) {
       double sum = bias[static_cast<size_t>(k)];
       for (int f = 0; f < kFeatures; ++f) {
-        sum += static_cast<double>(x[static_cast<size_t>(r) * kFeatures + f]) * weights[static_cast<size_t>(k) * kFeatures + f];
+        sum += static_cast<double>(x[static_cast<size_t>(r) * kFeatures + f]) *
+               weights[static_cast<size_t>(k) * kFeatures + f];
       }
       expect(std::fabs(y[static_cast<size_t>(r) * kOutputs + k] - std::max(sum, -1.0)) < 1e-5, "linear");
     }
@@ -219,7 +220,8 @@ void sorting() {
   for (int descending : {0, 1}) {
     Array<float> values(kOuter * kKeep * kInner);
     Array<int64_t> index(kOuter * kKeep * kInner);
-    must_run(sort({x.data(), values.data(), index.data(), kOuter, kLength, kInner, kKeep, descending}, nullptr), "sort");
+    must_run(sort({x.data(), values.data(), index.data(), kOuter, kLength, kInner, kKeep, descending}, nullptr),
+             "sort");
     for (int o = 0; o < kOuter; ++o) {
       for (int i = 0; i < kInner; ++i) {
         const auto at = [&](int j) { return x[(static_cast<size_t>(o) * kLength + j) * kInner + i]; };
@@ -244,10 +246,10 @@ void sorting() {
 
 template <typename T>
 void all_elements() {
-  grouped<T>(12, 12, 12, 1, 0.5, true, 2);   // depthwise
-  grouped<T>(12, 24, 12, 2, 0.6, true, 3);   // with a channel multiplier
-  grouped<T>(12, 18, 3, 1, 0.5, false, 4);   // grouped, all outputs
-  grouped<T>(8, 8, 8, 1, 0.0, true, 5);      // nothing live
+  grouped<T>(12, 12, 12, 1, 0.5, true, 2);  // depthwise
+  grouped<T>(12, 24, 12, 2, 0.6, true, 3);  // with a channel multiplier
+  grouped<T>(12, 18, 3, 1, 0.5, false, 4);  // grouped, all outputs
+  grouped<T>(8, 8, 8, 1, 0.0, true, 5);     // nothing live
   for (PoolKind kind : {PoolKind::kMax, PoolKind::kAverage}) {
     pooling<T>(kind, false, false, 6);
     pooling<T>(kind, false, true, 7);

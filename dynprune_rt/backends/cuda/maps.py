@@ -73,7 +73,7 @@ class DeviceMap:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows a convolution's sum; vectors are fp32 and contiguous."""
+    """What follows a convolution's sum; vectors are fp32 and contiguous. ``shift`` is [K] or [N, K]."""
 
     bias: Tensor | None
     gate: Tensor | None
@@ -85,7 +85,9 @@ class Epilogue:
     @property
     def args(self) -> tuple[Any, ...]:
         vectors = (0 if v is None else int(v.data_ptr()) for v in (self.bias, self.gate, self.shift))
-        return (*vectors, NO_MAP if self.residual is None else self.residual.args, *self.inner, *self.outer)
+        per_image = self.shift is not None and self.shift.dim() == 2 and self.shift.shape[0] > 1
+        stride = int(self.shift.shape[1]) if per_image else 0  # of one image there is only the first
+        return (*vectors, stride, NO_MAP if self.residual is None else self.residual.args, *self.inner, *self.outer)
 
 
 class Kernels:
