@@ -1,7 +1,7 @@
 """Builds the C++ runtime with CMake from inside setuptools; everything else is in pyproject.toml.
 
-Environment: DYNPRUNE_CUDA=AUTO|ON|OFF (AUTO builds the CUDA kernels where nvcc works), DYNPRUNE_CUDA_ARCHS="80;90a-real",
-MAX_JOBS=compilers at a time.
+Environment: DYNPRUNE_CUDA=AUTO|ON|OFF (AUTO builds the CUDA kernels where nvcc works),
+DYNPRUNE_CUDA_ARCHS="80;90a-real", MAX_JOBS = compilers at a time.
 """
 
 from __future__ import annotations

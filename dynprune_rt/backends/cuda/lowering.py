@@ -51,7 +51,9 @@ class CudaPlan:
         self.steps = [_lower(node, graph, kernels, skip, cache) for node in graph.nodes]
         _plan_releases(self.steps, graph, skip)
 
-    def execute(self, inputs: Sequence[Tensor], observe: Callable[[Step, Execution], None] | None = None) -> list[Tensor]:
+    def execute(
+        self, inputs: Sequence[Tensor], observe: Callable[[Step, Execution], None] | None = None
+    ) -> list[Tensor]:
         """Queue the whole network for inputs on the device; returns its outputs, [N, ...] each.
 
         ``observe`` is called before each step, and after it has queued.
@@ -196,10 +198,13 @@ def _lower_conv(node: Node, graph: Graph, kernels: Kernels, skip: bool, cache: D
 
 
 def _epilogue(node: Node, state: Execution) -> Epilogue:
-    vectors = [None if v is None else state.plain(v).contiguous() for v in (_operand(node, i) for i in (2, 3, 4))]
+    bias, gate, shift = (
+        None if v is None else state.plain(v).contiguous() for v in (_operand(node, i) for i in (2, 3, 4))
+    )
     residual = _operand(node, 5)
+    attrs = node.attrs
     return Epilogue(
-        *vectors, None if residual is None else state.map(residual), node.attrs["inner"], node.attrs["outer"]
+        bias, gate, shift, None if residual is None else state.map(residual), attrs["inner"], attrs["outer"]
     )
 
 

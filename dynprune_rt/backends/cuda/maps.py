@@ -18,11 +18,10 @@ PRECISIONS: Final = {"fp16": (torch.float16, 0), "bf16": (torch.bfloat16, 1)}
 # Numbers of the kernels' enums (csrc/cuda/kernels.h).
 BY_INPUT, BY_OUTPUT, TWO_SIDED = 0, 1, 2
 POOL_KINDS: Final = {"max": 0, "avg": 1}
-SPATIAL_KINDS: Final = {
-    kind: number
-    for number, kind in enumerate("mean sum mean_abs sum_abs sum_squares l2 max min max_abs".split())
-}
-REDUCE_KINDS: Final = {kind: number for number, kind in enumerate("sum mean max min prod l1 l2".split())}
+_SPATIAL_NAMES = "mean sum mean_abs sum_abs sum_squares l2 max min max_abs"
+SPATIAL_KINDS: Final = {kind: number for number, kind in enumerate(_SPATIAL_NAMES.split())}
+_REDUCE_NAMES = "sum mean max min prod l1 l2"
+REDUCE_KINDS: Final = {kind: number for number, kind in enumerate(_REDUCE_NAMES.split())}
 
 #: (data, sets or 0, channels, h, w), as the module takes a map.
 MapArgs = tuple[int, int, int, int, int]
@@ -85,8 +84,9 @@ class Epilogue:
     @property
     def args(self) -> tuple[Any, ...]:
         vectors = (0 if v is None else int(v.data_ptr()) for v in (self.bias, self.gate, self.shift))
-        per_image = self.shift is not None and self.shift.dim() == 2 and self.shift.shape[0] > 1
-        stride = int(self.shift.shape[1]) if per_image else 0  # of one image there is only the first
+        stride = 0
+        if self.shift is not None and self.shift.dim() == 2 and self.shift.shape[0] > 1:
+            stride = int(self.shift.shape[1])  # one shift per image
         return (*vectors, stride, NO_MAP if self.residual is None else self.residual.args, *self.inner, *self.outer)
 
 

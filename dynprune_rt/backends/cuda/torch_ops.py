@@ -239,22 +239,20 @@ def _layer_norm(operands: Sequence[Tensor], attrs: Attrs) -> Tensor:
     return F.layer_norm(x, [x.shape[dim] for dim in attrs["dims"]], weight, bias, attrs["eps"])
 
 
+_TORCH_UNARY = (
+    "relu neg abs sqrt rsqrt exp log reciprocal sigmoid tanh round floor ceil trunc sign logical_not isnan erf square "
+    "sin cos"
+)
+_FUNCTIONAL_UNARY = "silu hardswish hardsigmoid mish softplus"
+_TORCH_BINARY = (
+    "add sub mul div maximum minimum pow remainder floor_divide eq ne lt le gt ge logical_and logical_or logical_xor "
+    "matmul"
+)
+
 TORCH_OPS: Final[dict[str, Function]] = {
-    **{
-        name: _unary(getattr(torch, name))
-        for name in (
-            "relu neg abs sqrt rsqrt exp log reciprocal sigmoid tanh round floor ceil trunc sign logical_not isnan erf "
-            "square sin cos"
-        ).split()
-    },
-    **{name: _unary(getattr(F, name)) for name in ("silu", "hardswish", "hardsigmoid", "mish", "softplus")},
-    **{
-        name: _binary(getattr(torch, name))
-        for name in (
-            "add sub mul div maximum minimum pow remainder floor_divide eq ne lt le gt ge logical_and logical_or "
-            "logical_xor matmul"
-        ).split()
-    },
+    **{name: _unary(getattr(torch, name)) for name in _TORCH_UNARY.split()},
+    **{name: _unary(getattr(F, name)) for name in _FUNCTIONAL_UNARY.split()},
+    **{name: _binary(getattr(torch, name)) for name in _TORCH_BINARY.split()},
     "clamp": _clamp,
     "affine": _affine,
     "gelu": _gelu,

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-FLAGS = "-std=c++17 -O2 -w -U_FORTIFY_SOURCE -ffp-contract=off".split()
+FLAGS = ["-std=c++17", "-O2", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from dynprune_rt.models import create
 from dynprune_rt.program import Program
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def network(name: str, gate: str | None, size: int = 12) -> Program:
     """A zoo network for images of ``size``, converted."""
     model = create(name, gate, input_size=size)

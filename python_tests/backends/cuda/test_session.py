@@ -139,9 +139,7 @@ def test_profile_counts_what_the_cpu_counts(program: Program, gpu: CudaSession) 
     assert gpu.profile(x, skip=False).macs == gpu.profile(x, skip=False).dense_macs
 
 
-def test_out_of_memory_is_explained(
-    program: Program, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_is_explained(program: Program, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = session(program, emulated)
     x = images(1, 8)
     expected = gpu.run(x)
