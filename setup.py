@@ -1,4 +1,8 @@
-"""Builds the C++ runtime with CMake from inside setuptools; everything else is in pyproject.toml."""
+"""Builds the C++ runtime with CMake from inside setuptools; everything else is in pyproject.toml.
+
+Environment: DYNPRUNE_CUDA=AUTO|ON|OFF (AUTO builds the CUDA kernels where nvcc works),
+DYNPRUNE_CUDA_ARCHS="80;90a-real", MAX_JOBS = compilers at a time.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +44,14 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DDYNPRUNE_OUTPUT_DIR={output}",
         ]  # fmt: skip
+        # Always passed, so that a value cached by an earlier build does not survive.
+        for option, default in (("DYNPRUNE_CUDA", "AUTO"), ("DYNPRUNE_CUDA_ARCHS", "")):
+            configure.append(f"-D{option}={os.environ.get(option, default)}")
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.check_call(configure)
-        subprocess.check_call([cmake, "--build", str(build), "--target", "_C", "-j", jobs])
+        subprocess.check_call([cmake, "--build", str(build), "--target", "python_modules", "-j", jobs])
 
 
 setup(ext_modules=[CMakeExtension("dynprune_rt._C")], cmdclass={"build_ext": CMakeBuild})

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from dynprune_rt.devices import cuda_status
 from dynprune_rt.errors import DeviceError, InputError
 from dynprune_rt.profile import Profile
 from dynprune_rt.program import Program
+
+if TYPE_CHECKING:
+    from dynprune_rt.backends.cuda.session import CudaSession
 
 #: Environment variable that chooses the instruction set of the CPU kernels.
 ISA_VARIABLE = "DYNPRUNE_RT_ISA"
@@ -20,19 +25,39 @@ ISA_VARIABLE = "DYNPRUNE_RT_ISA"
 _MAX_THREADS = 1024
 
 
-def load(source: str | os.PathLike[str] | Program, device: str = "cpu", threads: int = 0) -> Session:
+@overload
+def load(source: str | os.PathLike[str] | Program, device: Literal["cpu"] = "cpu", threads: int = 0) -> Session: ...
+
+
+@overload
+def load(
+    source: str | os.PathLike[str] | Program, device: str, threads: int = 0, precision: str = "fp16"
+) -> Session | CudaSession: ...
+
+
+def load(
+    source: str | os.PathLike[str] | Program, device: str = "cpu", threads: int = 0, precision: str = "fp16"
+) -> Session | CudaSession:
     """Prepare a program for running.
 
-    ``source``: the path of a ``.dpr`` file, or a `Program`. ``device``: "cpu". ``threads``: threads
-    for one `Session.run`, 0 = one per core that this process may use.
+    ``source``: the path of a ``.dpr`` file, or a `Program`. ``device``: "cpu", "cuda" or "cuda:<number>".
+    ``threads``: CPU threads for one `Session.run`, 0 = one per core that this process may use.
+    ``precision``: on a GPU, what activations and convolution weights are stored in: "fp16" or "bf16".
 
-    Raises ArtifactError for a damaged file, DeviceError for an unknown device or an instruction set
-    (environment variable DYNPRUNE_RT_ISA) that this CPU lacks, InputError for a bad thread count.
+    Raises ArtifactError for a damaged file, DeviceError for an unknown or unusable device or an instruction set
+    (environment variable DYNPRUNE_RT_ISA) that this CPU lacks, InputError for a bad thread count or precision.
     """
     program = source if isinstance(source, Program) else Program.load(Path(source))
-    if device != "cpu":
-        raise DeviceError(f"unknown device {device!r}; this build runs on device='cpu'")
-    return Session(program, threads=threads)
+    if device == "cpu":
+        return Session(program, threads=threads)
+    if not re.fullmatch(r"cuda(:\d+)?", str(device)):
+        raise DeviceError(f"unknown device {device!r}; known are 'cpu', 'cuda' and 'cuda:<number>'")
+    status = cuda_status()  # before anything imports torch
+    if not status.usable:
+        raise DeviceError(f"device {device!r} cannot be used: {status.reason}. Run on the CPU: device='cpu'")
+    from dynprune_rt.backends.cuda.session import open_session
+
+    return open_session(program, str(device), precision)
 
 
 def cpu_isa() -> str:

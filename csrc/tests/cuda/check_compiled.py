@@ -1,0 +1,126 @@
+"""Checks what nvcc makes of the kernels, without a GPU: warnings, registers, spills, and the machine code.
+
+Usage: python csrc/tests/cuda/check_compiled.py [--archs 80,90a,120]
+Needs nvcc on PATH. The machine code is read with cuobjdump where there is one (on PATH, or in Triton's wheel).
+Exit status 0: everything passed; 1: something failed; 2: there is no nvcc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+KERNELS = ROOT / "csrc" / "cuda" / "kernels.cu"
+BUDGET: dict[str, int] = json.loads((ROOT / "csrc" / "cuda" / "register_budget.json").read_text())
+
+#: Instructions that the tensor-core convolution must hold at least so often per instance: products, 16-byte
+#: asynchronous copies, matrix loads.
+REQUIRED = {r"\bHMMA\.16816": 16, r"\bLDGSTS\.E\.BYPASS\.128": 4, r"\bLDSM\.16\.M": 6}
+#: Integer divisions show as reciprocals; more than these would stand inside the loop over K.
+MOST_RECIPROCALS = 12
+
+
+def compile_for(arch: str, folder: Path) -> tuple[Path, str]:
+    """One cubin, and what ptxas says about it. Raises CalledProcessError where it does not compile."""
+    cubin = folder / f"kernels_{arch}.cubin"
+    command = [
+        "nvcc", "-O3", "-std=c++17", "-fmad=false", f"-I{ROOT / 'csrc'}", "-Xptxas", "-v", "-Werror", "all-warnings",
+        f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin", "-o", str(cubin), str(KERNELS),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"sm_{arch} does not compile:\n{done.stdout}{done.stderr}")
+    return cubin, done.stderr + done.stdout
+
+
+def kernel_name(mangled: str) -> str:
+    """conv_gemm_kernel for _ZN8dynprune4cuda16conv_gemm_kernelI6__half...; the symbol itself if it is none of ours."""
+    return next((name for name in sorted(BUDGET, key=len, reverse=True) if name in mangled), mangled)
+
+
+def check_resources(arch: str, log: str) -> list[str]:
+    """Spills, stack frames, registers above the budget, kernels without a budget."""
+    problems, seen = [], set()
+    pattern = (
+        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"\s+ptxas info\s+: Used (\d+) registers"
+    )
+    for mangled, *numbers in re.findall(pattern, log):
+        stack, stores, loads, registers = map(int, numbers)
+        name = kernel_name(mangled)
+        seen.add(name)
+        if stack or stores or loads:
+            problems.append(f"sm_{arch} {mangled}: {stack} bytes of stack, {stores}+{loads} bytes spilled")
+        if name not in BUDGET:
+            problems.append(f"sm_{arch} {mangled}: no register budget")
+        elif registers > BUDGET[name]:
+            problems.append(f"sm_{arch} {mangled}: {registers} registers, budget {BUDGET[name]}")
+    problems += [f"sm_{arch}: {name} was not compiled" for name in BUDGET if name not in seen]
+    return problems
+
+
+def find_cuobjdump() -> str | None:
+    if found := shutil.which("cuobjdump"):
+        return found
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    bundled = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(bundled) if bundled.exists() else None
+
+
+def check_machine_code(arch: str, cubin: Path, cuobjdump: str) -> list[str]:
+    done = subprocess.run([cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True)
+    functions = re.split(r"\n\s*Function : ", done.stdout)[1:]
+    problems = [] if functions else [f"sm_{arch}: no machine code"]
+    for text in functions:
+        mangled = text.split()[0]
+        for local in (r"\bLDL\b", r"\bSTL\b"):
+            if re.search(local, text):
+                problems.append(f"sm_{arch} {mangled}: local memory")
+        if kernel_name(mangled) != "conv_gemm_kernel":
+            continue
+        for instruction, least in REQUIRED.items():
+            if (count := len(re.findall(instruction, text))) < least:
+                problems.append(f"sm_{arch} {mangled}: {count} x {instruction}, at least {least} expected")
+        if (count := len(re.findall(r"\bMUFU\.RCP\b", text))) > MOST_RECIPROCALS:
+            problems.append(f"sm_{arch} {mangled}: {count} integer divisions")
+    return problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", default="80,90a,120")
+    archs = parser.parse_args().archs.split(",")
+    if shutil.which("nvcc") is None:
+        print("SKIPPED: no nvcc on PATH")
+        return 2
+    cuobjdump = find_cuobjdump()
+    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        for arch in archs:
+            try:
+                cubin, log = compile_for(arch, Path(folder))
+            except RuntimeError as error:
+                problems.append(str(error))
+                continue
+            problems += check_resources(arch, log)
+            if cuobjdump is not None:
+                problems += check_machine_code(arch, cubin, cuobjdump)
+            print(f"sm_{arch}: checked")
+    if cuobjdump is None:
+        print("machine code not checked: no cuobjdump (pip install triton brings one)")
+    print("\n".join(problems) or "passed")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

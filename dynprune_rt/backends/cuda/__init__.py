@@ -1,0 +1,1 @@
+"""The CUDA back end: kernels of the module _cu, torch for memory, streams, graph capture and rare operators."""

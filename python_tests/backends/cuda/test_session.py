@@ -1,0 +1,165 @@
+"""Whole networks through the CUDA session, its kernels on the emulator, against the CPU session."""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import dynprune_rt
+from dynprune_rt.backends.cuda.maps import PRECISIONS
+from dynprune_rt.backends.cuda.session import CudaSession
+from dynprune_rt.errors import DeviceError, InputError
+from dynprune_rt.program import Program
+from python_tests.backends.cuda.networks import images, network, relative_error
+
+CPU = torch.device("cpu")
+
+#: Rounding of activations along a network of about ten layers.
+TOLERANCE = {"fp16": 4e-3, "bf16": 4e-2}
+
+
+def session(program: Program, emulated: ModuleType, precision: str = "fp16") -> CudaSession:
+    return CudaSession(program, emulated, CPU, precision)
+
+
+@pytest.mark.parametrize("gate", ["laudnet", None])
+def test_network_against_the_cpu(emulated: ModuleType, gate: str | None) -> None:
+    program = network("cifar_resnet20", gate, 12)
+    x = images(2, 12)
+    on_cpu = dynprune_rt.load(program)
+    expected, live = on_cpu.run(x), on_cpu.live_channels(x)
+    gpu = session(program, emulated)
+    counted = gpu.live_channels(x)
+    # No gate of this network is so near its threshold for these images that the rounding of fp16 could decide it.
+    assert counted.keys() == live.keys()
+    assert all(np.array_equal(counted[layer], live[layer]) for layer in live)
+    assert relative_error(gpu.run(x), expected) < TOLERANCE["fp16"]
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return network("cifar_resnet20", "laudnet", 8)
+
+
+@pytest.fixture(scope="module")
+def gpu(program: Program, emulated: ModuleType) -> CudaSession:
+    return session(program, emulated)
+
+
+def test_bf16(program: Program, emulated: ModuleType) -> None:
+    x = images(2, 8)
+    expected = dynprune_rt.load(program).run(x)
+    assert relative_error(session(program, emulated, "bf16").run(x), expected) < TOLERANCE["bf16"]
+
+
+def test_skip_false_agrees(gpu: CudaSession) -> None:
+    x = images(2, 8)
+    assert relative_error(gpu.run(x, skip=False), gpu.run(x)) < TOLERANCE["fp16"]
+
+
+def test_an_image_does_not_depend_on_its_batch(gpu: CudaSession) -> None:
+    x = images(3, 8)
+    together = gpu.run(x)
+    for i in range(3):
+        np.testing.assert_array_equal(gpu.run(x[i : i + 1]), together[i : i + 1])
+
+
+def test_kinds_of_arrays(gpu: CudaSession) -> None:
+    x = images(2, 8)
+    expected = gpu.run(x)
+    assert isinstance(expected, np.ndarray)
+    result = gpu.run(torch.from_numpy(x))
+    assert isinstance(result, torch.Tensor)
+    np.testing.assert_array_equal(result.numpy(), expected)
+    out = np.empty_like(expected)
+    assert gpu.run(x, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    reversed_view = np.ascontiguousarray(x[:, :, :, ::-1])[:, :, :, ::-1]
+    np.testing.assert_array_equal(gpu.run(reversed_view), expected)
+
+
+def test_an_empty_batch(gpu: CudaSession) -> None:
+    assert gpu.run(images(0, 8)).shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (images(1, 9), r"shape \[1, 3, 9, 9\]"),
+        (images(1, 8)[0], "add the batch dimension"),
+        (images(1, 8).astype(np.float64), "dtype torch.float64"),
+        ([[1.0]], "got list"),
+        ((images(1, 8), images(1, 8)), r"takes 1 input\(s\), got 2"),
+        (torch.zeros(1, 3, 8, 8, device="meta"), "device meta"),
+    ],
+)
+def test_inputs_that_do_not_fit(gpu: CudaSession, x: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        gpu.run([x] if isinstance(x, list) else x)
+
+
+def test_outputs_that_do_not_fit(gpu: CudaSession) -> None:
+    x = images(1, 8)
+    with pytest.raises(InputError, match=r"out must be float32\[1, 10\]"):
+        gpu.run(x, out=np.empty((1, 11), np.float32))
+    frozen = np.empty((1, 10), np.float32)
+    frozen.flags.writeable = False
+    with pytest.raises(InputError, match="read-only"):
+        gpu.run(x, out=frozen)
+
+
+def test_threads_take_turns(gpu: CudaSession) -> None:
+    batches = [images(1, 8, seed) for seed in range(3)]
+    expected = [gpu.run(x) for x in batches]
+    results: dict[int, np.ndarray] = {}
+    threads = [threading.Thread(target=lambda i=i: results.update({i: gpu.run(batches[i])})) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, array in enumerate(expected):
+        np.testing.assert_array_equal(results[i], array)
+
+
+def test_profile_counts_what_the_cpu_counts(program: Program, gpu: CudaSession) -> None:
+    x = images(2, 8)
+    expected = {row["name"]: row for row in dynprune_rt.load(program).profile(x).rows if row["dense_macs"]}
+    profile = gpu.profile(x)
+    rows = {row["name"]: row for row in profile.rows if row["dense_macs"]}
+    assert rows.keys() == expected.keys()
+    for name, row in rows.items():
+        for key in ("live_in", "total_in", "live_out", "total_out", "macs", "dense_macs"):
+            if row["kernel"].startswith("conv"):
+                assert row[key] == pytest.approx(expected[name][key]), (name, key)
+    assert {"conv_gemm_by_input", "conv_gemm_by_output"} <= {row["kernel"] for row in profile.rows}
+    assert gpu.profile(x, skip=False).macs == gpu.profile(x, skip=False).dense_macs
+
+
+def test_out_of_memory_is_explained(program: Program, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = session(program, emulated)
+    x = images(1, 8)
+    expected = gpu.run(x)
+    with monkeypatch.context() as patch:
+
+        def full(*shape: int) -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+        patch.setattr(gpu._kernels, "new_vector", full)
+        with pytest.raises(DeviceError, match="too little free memory for a batch of 1: use a smaller batch"):
+            gpu.run(x)
+    np.testing.assert_array_equal(gpu.run(x), expected)
+
+
+def test_an_old_gpu_is_refused(program: Program, emulated: ModuleType) -> None:
+    old = SimpleNamespace(device_facts=lambda index: ("Tesla T4", 7, 5, 40))
+    with pytest.raises(DeviceError, match=r"Tesla T4 has compute capability 7\.5; 8\.0 or newer"):
+        CudaSession(program, old, CPU)  # type: ignore[arg-type]
+
+
+def test_an_unknown_precision(program: Program, emulated: ModuleType) -> None:
+    with pytest.raises(InputError, match=f"knows {', '.join(PRECISIONS)}"):
+        session(program, emulated, "fp8")
