@@ -133,9 +133,7 @@ def first_readers(traced: TracedModel, site: Site) -> tuple[Consumer, ...]:
             if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
                 found.append(Consumer(str(user.target), block))
             elif isinstance(module, _ACTIVATIONS) and not isinstance(module, (nn.ReLU, nn.LeakyReLU)):
-                raise TrainingError(
-                    f"a factor on {site.conv} cannot move past the {type(module).__name__} after it"
-                )
+                raise TrainingError(f"a factor on {site.conv} cannot move past the {type(module).__name__} after it")
             elif isinstance(module, nn.Flatten) or _called(user, {torch.flatten}, "flatten"):
                 pending.append((user, _shape(user)[1] // site.channels))
             else:

@@ -175,7 +175,9 @@ def _cast(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 
 register(
-    Operator("cast", (1, 1), _infer_cast, _cast, Channels.POINTWISE, True, attrs={"dtype": Attribute(choice(*rules.ANY))})
+    Operator(
+        "cast", (1, 1), _infer_cast, _cast, Channels.POINTWISE, True, attrs={"dtype": Attribute(choice(*rules.ANY))}
+    )
 )
 
 # ---- binary -----------------------------------------------------------------------------------
