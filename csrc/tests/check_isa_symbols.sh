@@ -3,7 +3,7 @@
 # module, and the copy that it keeps may use instructions that the CPU lacks.
 #   usage: check_isa_symbols.sh BUILD_DIR
 set -euo pipefail
-objects=$(find "$1" -path '*kernels_*' -name '*.o')
+objects=$(find "$1" -path '*/kernels_*.dir/*' -name '*.o')
 [ -n "$objects" ] || { echo "no kernel objects under $1" >&2; exit 1; }
 weak=$(for object in $objects; do nm -C --defined-only "$object" | grep -E ' [WVu] ' | sed "s|^|$object: |" || true; done)
 if [ -n "$weak" ]; then
