@@ -30,7 +30,8 @@ _TESTED = [case for case in CASES if _defined(case)]
 
 
 def test_the_table_covers_every_operator() -> None:
-    assert set(TORCH_OPS) == set(OPERATORS) - {"conv2d"}
+    # Quantized programs run on the CPU only.
+    assert set(TORCH_OPS) == {name for name in OPERATORS if name != "conv2d" and "quantize" not in name}
 
 
 @pytest.mark.parametrize("case", _TESTED, ids=str)
