@@ -14,8 +14,9 @@ from dynprune_rt.program import Program
 
 @functools.cache
 def network(name: str, gate: str | None, size: int = 12) -> Program:
-    """A zoo network for images of ``size``, converted."""
-    model = create(name, gate, input_size=size)
+    """A zoo network for images of ``size``, converted; the deep ones with one block per stage."""
+    depths = {"cifar_resnet20": {"blocks": 1}, "resnet50": {"depths": (1, 1, 1, 1)}}
+    model = create(name, gate, input_size=size, **depths.get(name, {}))
     return dynprune_rt.convert(model, torch.rand(2, 3, size, size))
 
 
