@@ -53,5 +53,15 @@ class CMakeBuild(build_ext):
         subprocess.check_call(configure)
         subprocess.check_call([cmake, "--build", str(build), "--target", "python_modules", "-j", jobs])
 
+    def copy_extensions_to_source(self) -> None:
+        """For editable installs: setuptools knows of _C only; the rest of what CMake made goes along."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "dynprune_rt"
+        package = ROOT / "dynprune_rt"
+        for stale in package.glob("_cu.*.so"):
+            stale.unlink()
+        for file in (built / "_build_info.py", *built.glob("_cu.*.so")):
+            shutil.copy2(file, package / file.name)
+
 
 setup(ext_modules=[CMakeExtension("dynprune_rt._C")], cmdclass={"build_ext": CMakeBuild})

@@ -146,7 +146,8 @@ def _lower(node: Node, graph: Graph, kernels: Kernels, skip: bool, cache: Device
             return step
     if node.op not in torch_ops.TORCH_OPS:
         where = f" ({node.origin})" if node.origin else ""
-        raise DeviceError(f"the CUDA back end has no kernel for operator {node.op} of layer {node.name}{where}")
+        way_out = "; an int8 program runs on the CPU" if "quantize" in node.op else ""
+        raise DeviceError(f"the GPU has no kernel for operator {node.op} of layer {node.name}{where}{way_out}")
 
     def run(state: Execution) -> None:
         operands = [None if v is None else state.plain(v) for v in node.inputs]

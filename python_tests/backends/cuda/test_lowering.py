@@ -14,8 +14,11 @@ import torch
 from dynprune_rt.backends.cuda.execution import Execution
 from dynprune_rt.backends.cuda.lowering import CudaPlan, DeviceConstants, Step
 from dynprune_rt.backends.cuda.maps import BY_INPUT, BY_OUTPUT, TWO_SIDED, Kernels
+from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir import interpreter
+from dynprune_rt.ir.build import Builder
 from dynprune_rt.ir.graph import Value
+from dynprune_rt.ir.types import BATCH, TensorType
 from python_tests.backends.cuda.networks import images, network
 
 #: name, gate, image size, kernels that the plan must use.
@@ -101,3 +104,12 @@ def test_weights_are_shared_between_plans(emulated: ModuleType) -> None:
     assert weight is not None
     assert constants.weights(weight, BY_INPUT) is constants.weights(weight, TWO_SIDED)
     assert constants.weights(weight, BY_OUTPUT) is not constants.weights(weight, BY_INPUT)
+
+
+def test_an_int8_program_is_refused(emulated: ModuleType) -> None:
+    builder = Builder(fold=False)
+    x = builder.graph.add_input("x", TensorType("f32", (BATCH, 4, 3, 3)))
+    builder.graph.outputs.append(builder.op("quantize", x, scale=0.1, dtype="u8"))
+    kernels = Kernels(emulated, torch.device("cpu"), "fp16")
+    with pytest.raises(DeviceError, match=r"no kernel for operator quantize .*an int8 program runs on the CPU"):
+        CudaPlan(builder.graph, kernels, True, DeviceConstants(builder.graph, kernels))
