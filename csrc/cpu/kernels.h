@@ -157,8 +157,8 @@ using PlaneUnaryFn = void (*)(Unary, float a, float b, const PlaneShape&, const 
 using PlaneBinaryFn = void (*)(Binary, Clamp, const PlaneShape&, const float* x0, const float* x1, float scalar,
                                float* y);
 using PlaneFillFn = void (*)(const PlaneShape&, float value, float* y);
-// Reduction over the pixels of one plane in one fixed order (block lanes, then a fixed tree).
-using PlaneReduceFn = float (*)(Reduce, const PlaneShape&, const float* x);
+// y[p] = reduction over the pixels of plane x[p], in one fixed order (block lanes, then a fixed tree).
+using PlaneReduceFn = void (*)(Reduce, const PlaneShape&, const float* const* x, int32_t n, float* y);
 
 struct PoolShape {
   PlaneShape in, out;
