@@ -246,8 +246,8 @@ void bind_builder(py::module_& m) {
   builder.def(
       "add_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, const FloatArray& weights,
-         int32_t groups, std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, int32_t shift,
-         int32_t residual_map, int32_t residual_live, std::pair<float, float> inner, std::pair<float, float> outer,
+         int32_t groups, std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, bool gate_is_mask,
+         int32_t shift, int32_t residual_map, int32_t residual_live, std::pair<float, float> inner, std::pair<float, float> outer,
          int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
          const std::vector<std::pair<cpu::Reduce, int32_t>>& pools, int32_t winograd_m,
          cpu::WinogradWeights winograd_form, int64_t winograd_scratch, int64_t macs_per_pair) {
@@ -262,6 +262,7 @@ void bind_builder(py::module_& m) {
         p.weights = b.hold(weights);
         p.bias = bias;
         p.gate = gate;
+        p.gate_is_mask = gate_is_mask;
         p.shift = shift;
         p.residual_map = residual_map;
         p.residual_live = residual_live;
@@ -279,8 +280,8 @@ void bind_builder(py::module_& m) {
         b.add_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("weights"), py::arg("groups"),
-      py::arg("tap_offset"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("residual_map"),
-      py::arg("residual_live"), py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"),
+      py::arg("tap_offset"), py::arg("bias"), py::arg("gate"), py::arg("gate_is_mask"), py::arg("shift"),
+      py::arg("residual_map"), py::arg("residual_live"), py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"),
       py::arg("pass_list"), py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
       py::arg("winograd_scratch"), py::arg("macs_per_pair"));
   builder.def(

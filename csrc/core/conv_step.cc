@@ -54,7 +54,7 @@ cpu::Epilogue ConvStep::epilogue(const Plan& plan, const Context& context, const
     residual = context.residual_planes;
   }
   return {plan.flat_or_null(context, p_.bias),
-          plan.flat_or_null(context, p_.gate),
+          p_.gate_is_mask && context.skip ? nullptr : plan.flat_or_null(context, p_.gate),
           plan.flat_or_null(context, p_.shift),
           residual,
           p_.inner,

@@ -115,6 +115,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     else:
         shift_flat = recorder.constant_vector(shift, out_channels)
     gate_flat = None if gate is None else recorder.as_flat(gate)
+    gate_is_mask = gate is not None and recorder.is_own_mask(gate, computed)
     residual_live = None if residual is None else recorder.mask_flat(residual.live)
     pool_flats = [recorder.new_flat(v) for v in node.outputs[1:]]
     macs_per_pair = math.prod(_size(y)) * math.prod(kernel)
@@ -129,6 +130,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
             bias=recorder.flat_id(bias_flat),
             gate=recorder.flat_id(gate_flat),
+            gate_is_mask=gate_is_mask,
             shift=recorder.flat_id(shift_flat),
             residual_map=-1 if residual_view is None else recorder.map_id(residual_view),
             residual_live=recorder.flat_id(residual_live),
