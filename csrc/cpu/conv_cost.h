@@ -6,6 +6,7 @@
 // figures of Zen 5. What counts is the ratio of the algorithms: a core that is twice as wide halves them all.
 #pragma once
 
+#include "channel_lanes_tiling.h"
 #include "conv_tiling.h"
 #include "kernels.h"
 #include "winograd_tiles.h"
@@ -51,6 +52,36 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const double lines_of_row = shape.in_channels * row / line;
   const double lines = lines_of_row < live_in ? lines_of_row : live_in;
   const double stream = stream_cycles(live_out * lines * line, row * shape.in_channels * shape.out_channels,
+                                      static_cast<double>(live_in) / shape.in_channels);
+  return cycles > stream ? cycles : stream;
+}
+
+inline double channel_lanes_cycles(const KernelTable& table, const ChannelLanesShape& shape, int32_t live_in,
+                                   int32_t live_out) {
+  if (live_out <= 0) return 0;
+  const PixelTiling tiling = pixel_tiling(shape.out, table.lanes, shape.stride_w);
+  const DirectTiles tiles = direct_tiles(table.lanes);
+  const int vectors = kBlock / table.lanes;  // of a block
+  const int panel = panel_rows(shape, live_in, tiling.rows);
+  const int touched = static_cast<int>(blocks_touched(shape.out_channels, live_out, kChannelBlock) + 0.5);
+  const bool compact = compaction_pays(touched, live_out, panel * shape.out.width);
+  const int blocks = compact ? ceil_div(live_out, kChannelBlock) : touched;
+  const int most = compact && tiling.blocks > kCompactBlocks ? kCompactBlocks : tiling.blocks;
+  const int groups = ceil_div(blocks, most);
+  const double in_tile = static_cast<double>(blocks) / groups * vectors;  // vectors of weights
+  const double pixels = static_cast<double>(tiling.rows) * shape.out.width / tiling.parts;
+  const double loads = (in_tile + pixels) * tiles.broadcast_cycles;
+  const double multiply_adds = in_tile * pixels / tiles.fma_per_cycle;
+  const double slower = multiply_adds > loads ? multiply_adds : loads;
+  const double steps = static_cast<double>(shape.taps) * live_in;
+  const double tile_count = static_cast<double>(groups) * ceil_div(shape.out.height, tiling.rows) * tiling.parts;
+  const double per_tile = 40.0, per_vector = 160.0, start = 300.0;  // per_vector: to transpose and finish 16 x 16 sums
+  const double panels = ceil_div(shape.out.height, panel);
+  const double moves = compact ? 4.0 * steps * touched * vectors * panels : 0.0;
+  const double cycles = tile_count * (steps * (slower + 1.5) + per_tile + per_vector * in_tile) + moves + start;
+  const double block_bytes = static_cast<double>(shape.taps) * kChannelBlock * sizeof(float);
+  const double stream = stream_cycles(block_bytes * live_in * touched,
+                                      block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock),
                                       static_cast<double>(live_in) / shape.in_channels);
   return cycles > stream ? cycles : stream;
 }
