@@ -38,10 +38,10 @@ constexpr PixelTiling pixel_tiling(const PlaneShape& out, int lanes, int step) {
 }
 
 // Rows of outputs whose inputs fit half of a second-level cache, in whole tiles: every group of channels reads them.
-inline int panel_rows(const ChannelLanesShape& shape, int32_t n_in, int tile_rows) {
+inline int panel_rows(const StridedShape& shape, int32_t n_in, int tile_rows) {
   constexpr int64_t kPanelBytes = 384 << 10;
-  const int64_t row_bytes = int64_t{4} * (shape.in_pitch + kBlock) * shape.stride_h * (n_in > 0 ? n_in : 1);
-  const int most = static_cast<int>(kPanelBytes / row_bytes);
+  const int64_t row_bytes = int64_t{4} * shape.in_pitch * shape.stride_h;
+  const int most = static_cast<int>((kPanelBytes / (n_in > 0 ? n_in : 1) - 64) / row_bytes);
   const int panels = ceil_div(shape.out.height, most < tile_rows ? tile_rows : most);
   return ceil_div(ceil_div(shape.out.height, panels), tile_rows) * tile_rows;
 }

@@ -21,20 +21,26 @@ namespace dynprune::cpu {
 namespace {
 
 struct Job {
-  const ChannelLanesShape& shape;
+  const StridedShape& shape;
   const ConvCall& call;
   bool plain;
-  Clamp clamp;  // of the plain epilogue
+  Clamp inner;  // of a plain epilogue both clamps in one
 };
 
-// Weights of up to kMaxLaneBlocks blocks, and which outputs their lanes are.
+// Weights of up to kMaxLaneBlocks blocks, and the outputs that their lanes are.
 struct ChannelGroup {
   int blocks;
   const float* weight[kMaxLaneBlocks];  // row (input * taps + tap) is `step` floats further
   int64_t step;
-  const int32_t* column;                             // input of the call -> row of inputs; null: they are in order
-  const float* ahead[kMaxLaneBlocks];                // the next group's weights, to be fetched; same rows
-  int32_t position[kMaxLaneBlocks * kChannelBlock];  // in the list of live outputs, -1 = none
+  const int32_t* column;  // input of the call -> row of inputs; null: they are in order
+  int ahead_blocks;
+  const float* ahead[kMaxLaneBlocks];  // stored weights of the next group, to be fetched
+  // Per lane; neutral values where the epilogue lacks the term or the lane has no output.
+  alignas(64) float bias[kMaxLaneBlocks * kChannelBlock];
+  alignas(64) float gate[kMaxLaneBlocks * kChannelBlock];
+  alignas(64) float shift[kMaxLaneBlocks * kChannelBlock];
+  float* output[kMaxLaneBlocks * kChannelBlock];  // null = none
+  const float* residual[kMaxLaneBlocks * kChannelBlock];
 };
 
 // One register tile.
@@ -46,7 +52,7 @@ struct Tile {
 
 DYNPRUNE_INLINE void fetch(const float* p) { __builtin_prefetch(p, 0, 2); }
 
-// sums[block][pixel][16].
+// sums[block][pixel][16], with bias, inner clamp, gate and shift.
 template <int Blocks, int Rows, int Columns, int Step>
 void accumulate_tile(const Job& job, const ChannelGroup& group, const Tile& tile, float* sums) {
   constexpr int kVectors = Blocks * kVecsPerBlock, kPixels = Rows * Columns;
@@ -59,7 +65,8 @@ void accumulate_tile(const Job& job, const ChannelGroup& group, const Tile& tile
   const int32_t* tap_offset = job.shape.tap_offset;
   const int32_t taps = job.shape.taps, n_in = job.call.n_in;
   const int64_t row_pitch = static_cast<int64_t>(job.shape.in_pitch) * job.shape.stride_h;
-  const int64_t step = group.step, ahead_step = kChannelBlock;
+  const int32_t* in_channel = job.call.in_channel;
+  const int64_t step = group.step;
   const float* weight[Blocks];
   DYNPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) weight[b] = group.weight[b];
   const float* ahead = tile.ahead;
@@ -67,10 +74,11 @@ void accumulate_tile(const Job& job, const ChannelGroup& group, const Tile& tile
     const float* x = input[i] + tile.origin;
     fetch(input[i] + tile.next_origin);
     const int64_t row = static_cast<int64_t>(column ? column[i] : i) * taps;
+    const float* later = ahead + static_cast<int64_t>(in_channel[i]) * taps * kChannelBlock;
     for (int32_t t = 0; t < taps; ++t) {
       const float* pixel = x + tap_offset[t];
       const int64_t at = (row + t) * step;
-      fetch(ahead + (row + t) * ahead_step);
+      fetch(later + t * kChannelBlock);
       Vec w[kVectors];
       DYNPRUNE_UNROLL for (int v = 0; v < kVectors; ++v) {
         w[v] = load(weight[v / kVecsPerBlock] + at + v % kVecsPerBlock * kLanes);
@@ -88,9 +96,20 @@ void accumulate_tile(const Job& job, const ChannelGroup& group, const Tile& tile
       }
     }
   }
+  // All steps up to the shift, lane by lane; what needs planes is left to finish_tile.
+  const Vec lo = broadcast(job.inner.lo), hi = broadcast(job.inner.hi);
   DYNPRUNE_UNROLL for (int v = 0; v < kVectors; ++v) {
-    DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) {
-      store(sums + (v / kVecsPerBlock * kPixels + p) * kChannelBlock + v % kVecsPerBlock * kLanes, acc[v][p]);
+    const Vec bias = load(group.bias + v * kLanes);
+    const auto put = [&](int p, Vec value) __attribute__((always_inline)) {
+      store(sums + (v / kVecsPerBlock * kPixels + p) * kChannelBlock + v % kVecsPerBlock * kLanes, value);
+    };
+    if (job.plain) {
+      DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) put(p, limit(add(acc[v][p], bias), lo, hi));
+    } else {
+      const Vec gate = load(group.gate + v * kLanes), shift = load(group.shift + v * kLanes);
+      DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) {
+        put(p, add(mul(limit(add(acc[v][p], bias), lo, hi), gate), shift));
+      }
     }
   }
 }
@@ -130,31 +149,32 @@ struct Place {
   int rows, columns;
 };
 
-// Transposes the sums of a tile, finishes and stores them. `sums` has room for kLanes pixels behind every block.
+// Transposes a tile into planes; adds the residual and applies the outer clamp unless the epilogue is plain. `sums` may
+// be read up to kLanes pixels behind every block.
 template <bool Plain>
 void finish_tile(const Job& job, const ChannelGroup& group, const Place& place, const float* sums) {
-  const PlainFinish plain(job.clamp);
-  const FullFinish full(job.call.epilogue);
+  const Vec lo = broadcast(job.call.epilogue.outer.lo), hi = broadcast(job.call.epilogue.outer.hi);
   const PlaneShape& out = job.shape.out;
   const int pixels = place.rows * place.columns;
   const int64_t first = static_cast<int64_t>(place.y) * out.pitch + place.x;
   const uint32_t row_bits = (1u << place.columns) - 1;
   for (int v = 0; v < group.blocks * kVecsPerBlock; ++v) {
-    const float* block = sums + v / kVecsPerBlock * pixels * kChannelBlock + v % kVecsPerBlock * kLanes;
-    Vec rows[kLanes];
-    transpose_lanes(block, kChannelBlock, rows);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int32_t at = group.position[v * kLanes + lane];
-      if (at < 0) continue;
-      const ChannelEpilogue c = channel_epilogue(job.call.epilogue, job.call.out_channel[at], at);
+    Vec planes[kLanes];
+    transpose_lanes(sums + v / kVecsPerBlock * pixels * kChannelBlock + v % kVecsPerBlock * kLanes, kChannelBlock,
+                    planes);
+    DYNPRUNE_UNROLL for (int lane = 0; lane < kLanes; ++lane) {
+      float* output = group.output[v * kLanes + lane];
+      if (!output) continue;
+      const float* residual = group.residual[v * kLanes + lane];
       for (int r = 0; r < place.rows; ++r) {
         // Lane 0 of the vector belongs to pixel 0 of the tile, in whatever row.
         const int64_t position = first + static_cast<int64_t>(r) * (out.pitch - place.columns);
         const uint32_t bits = row_bits << (r * place.columns);
-        const Vec value =
-            Plain ? plain(rows[lane], broadcast(c.bias))
-                  : full(rows[lane], c, c.residual ? load_lanes(c.residual + position, lane_mask(bits)) : zero());
-        store_lanes(job.call.output[at] + position, bits, value);
+        Vec value = planes[lane];
+        if constexpr (!Plain) {
+          value = limit(add(value, residual ? load_lanes(residual + position, lane_mask(bits)) : zero()), lo, hi);
+        }
+        store_lanes(output + position, bits, value);
       }
     }
   }
@@ -162,7 +182,7 @@ void finish_tile(const Job& job, const ChannelGroup& group, const Place& place, 
 
 // Rows [y0, y1) of a group of channels.
 void group_rows(const Job& job, const ChannelGroup& group, const PixelTiling& tiling, int32_t y0, int32_t y1) {
-  const ChannelLanesShape& shape = job.shape;
+  const StridedShape& shape = job.shape;
   alignas(64) float sums[(kMaxLaneBlocks * kMaxTileColumns + 16) * kChannelBlock];
   const int64_t row_pitch = static_cast<int64_t>(shape.in_pitch) * shape.stride_h;
   int tile_number = 0;
@@ -175,11 +195,11 @@ void group_rows(const Job& job, const ChannelGroup& group, const PixelTiling& ti
       const int64_t origin = y * row_pitch + x * shape.stride_w;
       const int64_t next =
           part + 1 < tiling.parts ? origin + (2 * columns - 1) * shape.stride_w : (y + rows) * row_pitch;
-      const Tile tile{origin, next, group.ahead[tile_number < group.blocks ? tile_number : 0]};
+      const Tile tile{origin, next, group.ahead[tile_number < group.ahead_blocks ? tile_number : 0]};
       ++tile_number;
       const int64_t first = static_cast<int64_t>(y) * shape.out.pitch + x;
       for (int lane = 0; lane < group.blocks * kChannelBlock; ++lane) {
-        if (group.position[lane] >= 0) prefetch_for_write(job.call.output[group.position[lane]] + first);
+        if (group.output[lane]) prefetch_for_write(group.output[lane] + first);
       }
       tile_function(group.blocks, rows, columns, shape.stride_w)(job, group, tile, sums);
       (job.plain ? finish_tile<true> : finish_tile<false>)(job, group, place, sums);
@@ -187,26 +207,45 @@ void group_rows(const Job& job, const ChannelGroup& group, const PixelTiling& ti
   }
 }
 
-int64_t block_floats(const ChannelLanesShape& shape) {
+int64_t block_floats(const StridedShape& shape) {
   return static_cast<int64_t>(shape.in_channels) * shape.taps * kChannelBlock;
 }
 
 int32_t block_of(const ConvCall& call, int32_t position) { return call.out_channel[position] / kChannelBlock; }
 
+// No outputs in any lane.
+void clear_lanes(ChannelGroup& group) {
+  for (int i = 0; i < kMaxLaneBlocks * kChannelBlock; ++i) {
+    group.output[i] = nullptr;
+    group.bias[i] = group.shift[i] = 0.0f;
+    group.gate[i] = 1.0f;
+  }
+}
+
+// Output `at` of the call's list is in `lane`.
+void set_lane(const ConvCall& call, int lane, int32_t at, ChannelGroup& group) {
+  const ChannelEpilogue terms = channel_epilogue(call.epilogue, call.out_channel[at], at);
+  group.bias[lane] = terms.bias;
+  group.gate[lane] = terms.gate;
+  group.shift[lane] = terms.shift;
+  group.residual[lane] = terms.residual;
+  group.output[lane] = call.output[at];
+}
+
 // Where stored blocks serve as they are: up to `most` blocks from live output `first` on; returns the next output.
-int32_t stored_group(const ChannelLanesShape& shape, const float* packed, const ConvCall& call, int32_t first, int most,
+int32_t stored_group(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first, int most,
                      ChannelGroup& group) {
   group.blocks = 0;
   group.step = kChannelBlock;
   group.column = call.in_channel;
-  for (int32_t& position : group.position) position = -1;
+  clear_lanes(group);
   int32_t end = first;
   while (end < call.n_out) {
     const int32_t block = block_of(call, end);
     if (group.blocks == most) break;
     group.weight[group.blocks] = packed + block * block_floats(shape);
     for (; end < call.n_out && block_of(call, end) == block; ++end) {
-      group.position[group.blocks * kChannelBlock + call.out_channel[end] % kChannelBlock] = end;
+      set_lane(call, group.blocks * kChannelBlock + call.out_channel[end] % kChannelBlock, end, group);
     }
     ++group.blocks;
   }
@@ -214,15 +253,14 @@ int32_t stored_group(const ChannelLanesShape& shape, const float* packed, const 
 }
 
 // Moves the weights of `most` blocks' worth of live outputs together; returns the next output.
-int32_t compact_group(const ChannelLanesShape& shape, const float* packed, const ConvCall& call, int32_t first,
-                      int most, float* scratch, ChannelGroup& group) {
+int32_t compact_group(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first, int most,
+                      float* scratch, ChannelGroup& group) {
   const int32_t end = call.n_out - first < most * kChannelBlock ? call.n_out : first + most * kChannelBlock;
   group.blocks = ceil_div(end - first, kChannelBlock);
   group.step = static_cast<int64_t>(group.blocks) * kChannelBlock;
   group.column = nullptr;
-  for (int i = 0; i < kMaxLaneBlocks * kChannelBlock; ++i) {
-    group.position[i] = i < end - first ? first + i : -1;
-  }
+  clear_lanes(group);
+  for (int32_t i = first; i < end; ++i) set_lane(call, i - first, i, group);
   for (int b = 0; b < group.blocks; ++b) group.weight[b] = scratch + b * kChannelBlock;
   struct Source {
     LaneChoice choice;
@@ -237,18 +275,34 @@ int32_t compact_group(const ChannelLanesShape& shape, const float* packed, const
     source[sources] = {LaneChoice(lanes),
                        packed + vector / kVecsPerBlock * block_floats(shape) + vector % kVecsPerBlock * kLanes, count};
   }
+  const int32_t distance = ceil_div(16, shape.taps);  // inputs to fetch ahead
   float* row = scratch;
   for (int32_t i = 0; i < call.n_in; ++i) {
+    const int32_t later = call.in_channel[i + distance < call.n_in ? i + distance : call.n_in - 1];
+    const int64_t gap = static_cast<int64_t>(later - call.in_channel[i]) * shape.taps * kChannelBlock;
     const int64_t at = static_cast<int64_t>(call.in_channel[i]) * shape.taps * kChannelBlock;
     for (int32_t t = 0; t < shape.taps; ++t, row += group.step) {
       // Whole vectors: what is written beyond the live lanes is overwritten by the next vector or row.
       float* to = row;
       for (int s = 0; s < sources; to += source[s++].count) {
-        store(to, choose_lanes(load(source[s].stored + at + t * kChannelBlock), source[s].choice));
+        const float* stored = source[s].stored + at + t * kChannelBlock;
+        fetch(stored + gap);
+        store(to, choose_lanes(load(stored), source[s].choice));
       }
     }
   }
   return end;
+}
+
+// Blocks of the live outputs from `first` on are what the tiles of `group` are to fetch.
+void fetch_next(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first,
+                ChannelGroup& group) {
+  int32_t block = block_of(call, first < call.n_out ? first : 0);
+  const int32_t last = block_of(call, call.n_out - 1);
+  group.ahead_blocks = 0;
+  do {
+    group.ahead[group.ahead_blocks++] = packed + block++ * block_floats(shape);
+  } while (block <= last && group.ahead_blocks < kMaxLaneBlocks);
 }
 
 int32_t blocks_with_live(const ConvCall& call) {
@@ -257,13 +311,13 @@ int32_t blocks_with_live(const ConvCall& call) {
   return blocks;
 }
 
-ChannelLanesSizes channel_lanes_sizes(const ChannelLanesShape& shape) {
+ChannelLanesSizes channel_lanes_sizes(const StridedShape& shape) {
   const int64_t block = block_floats(shape);
   return {static_cast<size_t>(ceil_div(shape.out_channels, kChannelBlock) * block),
           static_cast<size_t>(kCompactBlocks * block + 2 * kChannelBlock)};
 }
 
-void channel_lanes_pack(const ChannelLanesShape& shape, const float* weights, float* packed) {
+void channel_lanes_pack(const StridedShape& shape, const float* weights, float* packed) {
   const int64_t row = static_cast<int64_t>(shape.in_channels) * shape.taps;
   for (int32_t first = 0; first < shape.out_channels; first += kChannelBlock) {
     const int32_t channels = shape.out_channels - first < kChannelBlock ? shape.out_channels - first : kChannelBlock;
@@ -273,26 +327,25 @@ void channel_lanes_pack(const ChannelLanesShape& shape, const float* weights, fl
   }
 }
 
-void conv_channel_lanes(const ChannelLanesShape& shape, const float* packed, const ConvCall& call, int32_t first_row,
+void conv_channel_lanes(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first_row,
                         int32_t last_row, float* thread_scratch) {
   if (call.n_out == 0) return;
-  const Job job{shape, call, is_plain(call.epilogue), merged_clamp(call.epilogue)};
+  const bool plain = is_plain(call.epilogue);
+  const Job job{shape, call, plain, plain ? merged_clamp(call.epilogue) : call.epilogue.inner};
   const PixelTiling tiling = pixel_tiling(shape.out, kLanes, shape.stride_w);
   const int32_t panel = panel_rows(shape, call.n_in, tiling.rows);
   const bool compact = compaction_pays(blocks_with_live(call), call.n_out, panel * shape.out.width);
   const int most = compact && tiling.blocks > kCompactBlocks ? kCompactBlocks : tiling.blocks;
   for (int32_t y = first_row; y < last_row; y += panel) {
     const int32_t end = last_row - y < panel ? last_row : y + panel;
-    ChannelGroup group, next;
+    ChannelGroup group;
     for (int32_t k = 0; k < call.n_out;) {
       if (compact) {
         k = compact_group(shape, packed, call, k, most, thread_scratch, group);
-        for (int b = 0; b < group.blocks; ++b) group.ahead[b] = thread_scratch;
       } else {
         k = stored_group(shape, packed, call, k, most, group);
-        stored_group(shape, packed, call, k < call.n_out ? k : 0, most, next);
-        for (int b = 0; b < group.blocks; ++b) group.ahead[b] = next.weight[b < next.blocks ? b : 0];
       }
+      fetch_next(shape, packed, call, k, group);
       group_rows(job, group, tiling, y, end);
     }
   }

@@ -56,7 +56,7 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   return cycles > stream ? cycles : stream;
 }
 
-inline double channel_lanes_cycles(const KernelTable& table, const ChannelLanesShape& shape, int32_t live_in,
+inline double channel_lanes_cycles(const KernelTable& table, const StridedShape& shape, int32_t live_in,
                                    int32_t live_out) {
   if (live_out <= 0) return 0;
   const PixelTiling tiling = pixel_tiling(shape.out, table.lanes, shape.stride_w);
@@ -84,6 +84,13 @@ inline double channel_lanes_cycles(const KernelTable& table, const ChannelLanesS
                                       block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock),
                                       static_cast<double>(live_in) / shape.in_channels);
   return cycles > stream ? cycles : stream;
+}
+
+// Is a second copy of the weights worth its memory for a layer that the direct kernel can do as well?
+inline bool channel_lanes_pay(const KernelTable& table, const StridedShape& shape) {
+  const DirectShape direct{shape.in_channels, shape.out_channels, shape.taps, nullptr, shape.out};
+  return channel_lanes_cycles(table, shape, shape.in_channels, shape.out_channels) <
+         0.97 * direct_cycles(table, direct, shape.in_channels, shape.out_channels);
 }
 
 // Cycles of the transforms of one vector of tiles, or of 16 weights.

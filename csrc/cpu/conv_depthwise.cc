@@ -2,11 +2,12 @@
 //
 // The general kernel shifts the plane by every tap, a few vectors of positions at a time. With one load per
 // multiply-add it is bound by loads, so the 3x3 kernel of stride 1 walks down columns of 16 pixels instead and
-// uses each loaded row for the three output rows it touches. Both take taps in order into one accumulator that
-// starts at 0, so their results have the same bits.
+// uses each loaded row for the three output rows it touches. A stride of 2 is taken apart in registers: a pair of
+// loads gives the even and the odd columns of a tap row, or those of two tap rows where output rows are short. All take
+// taps in order into one accumulator that starts at 0, so their results have the same bits.
 #include "conv_epilogue.h"
 #include "kernels.h"
-#include "vec.h"
+#include "vec_select.h"
 
 namespace dynprune::cpu {
 namespace {
@@ -158,8 +159,105 @@ void conv_depthwise(const DirectShape& shape, const float* weights, const ConvCa
   }
 }
 
+// True if the taps are three rows of three adjoining columns.
+bool is_3x3_adjoining(const StridedShape& shape) {
+  if (shape.taps != 9) return false;
+  for (int i = 0; i < 9; ++i) {
+    if (shape.tap_offset[i] != shape.tap_offset[i - i % 3] + i % 3) return false;
+  }
+  return true;
+}
+
+// The sums of one vector of outputs. Its first half reads from x, its second half from x + second.
+template <int Taps>
+DYNPRUNE_INLINE Vec strided_sums(const StridedShape& shape, const float* x, int64_t second, const float* w) {
+  Vec sum = zero(), even, odd;
+  const auto columns = [&](const float* pixel) __attribute__((always_inline)) {
+    deinterleave(load(pixel), load(pixel + second), even, odd);
+  };
+  if constexpr (Taps == 9) {
+    DYNPRUNE_UNROLL for (int r = 0; r < 9; r += 3) {
+      const float* row = x + shape.tap_offset[r];
+      columns(row);
+      sum = fma(broadcast(w[r]), even, sum);
+      sum = fma(broadcast(w[r + 1]), odd, sum);
+      columns(row + 2);
+      sum = fma(broadcast(w[r + 2]), even, sum);
+    }
+  } else {
+    for (int32_t t = 0; t < shape.taps; ++t) {
+      columns(x + shape.tap_offset[t]);
+      sum = fma(broadcast(w[t]), even, sum);
+    }
+  }
+  return sum;
+}
+
+// One plane, horizontal stride 2. Two rows share a vector where a row fills no more than half of it.
+template <bool Plain, int Taps>
+void strided_plane(const StridedShape& shape, const float* x, const float* w, float* y, const Finisher<Plain>& finish) {
+  const PlaneShape& out = shape.out;
+  const int64_t in_row = static_cast<int64_t>(shape.in_pitch) * shape.stride_h;
+  const auto put = [&](Vec sum, int64_t position, uint32_t bits) __attribute__((always_inline)) {
+    if constexpr (Plain) {
+      store_lanes(y + position, bits, finish.plain(sum, finish.bias));
+    } else {
+      const float* residual = finish.channel.residual;
+      const Vec from = residual ? load_lanes(residual + position, lane_mask(bits)) : zero();
+      store_lanes(y + position, bits, finish.full(sum, finish.channel, from));
+    }
+  };
+  if (2 * out.width <= kLanes) {
+    constexpr int kHalf = kLanes / 2;
+    const uint32_t bits = (1u << out.width) - 1;
+    for (int64_t row = 0; row < out.height; row += 2) {
+      const bool both = row + 1 < out.height;
+      const Vec sum = strided_sums<Taps>(shape, x + row * in_row, both ? in_row : kLanes, w);
+      put(sum, row * out.pitch, bits);
+      if (both) put(sum, (row + 1) * out.pitch - kHalf, bits << kHalf);
+    }
+    return;
+  }
+  for (int64_t row = 0; row < out.height; ++row) {
+    for (int64_t column = 0; column < out.width; column += kLanes) {
+      const int64_t left = out.width - column;
+      const Vec sum = strided_sums<Taps>(shape, x + row * in_row + 2 * column, kLanes, w);
+      put(sum, row * out.pitch + column, left >= kLanes ? ~0u : (1u << left) - 1);
+    }
+  }
+}
+
+template <bool Plain>
+void strided_planes(const StridedShape& shape, const float* weights, const ConvCall& call) {
+  const DirectShape zeros{shape.in_channels, shape.out_channels, 0, nullptr, shape.out};
+  const bool adjoining = is_3x3_adjoining(shape);
+  for (int32_t i = 0; i < call.n_out; ++i) {
+    const int32_t channel = call.out_channel[i];
+    const Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    const float* w = weights + static_cast<int64_t>(channel) * shape.taps;
+    if (!call.input[i]) {
+      zero_plane(zeros, call.output[i], finish);
+    } else if (adjoining) {
+      strided_plane<Plain, 9>(shape, call.input[i], w, call.output[i], finish);
+    } else {
+      strided_plane<Plain, 0>(shape, call.input[i], w, call.output[i], finish);
+    }
+  }
+}
+
+void conv_depthwise_strided(const StridedShape& shape, const float* weights, const ConvCall& call) {
+  if (is_plain(call.epilogue)) {
+    strided_planes<true>(shape, weights, call);
+  } else {
+    strided_planes<false>(shape, weights, call);
+  }
+}
+
 }  // namespace
 
-void DYNPRUNE_ISA_NAME(fill_conv_depthwise)(KernelTable& table) { table.conv_depthwise = conv_depthwise; }
+void DYNPRUNE_ISA_NAME(fill_conv_depthwise)(KernelTable& table) {
+  table.conv_depthwise = conv_depthwise;
+  table.conv_depthwise_strided = conv_depthwise_strided;
+}
 
 }  // namespace dynprune::cpu

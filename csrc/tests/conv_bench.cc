@@ -107,6 +107,9 @@ const Layer kLayers[] = {
     {"3x3 512 2", 512, 512, 2, 3, 1, false},
     {"dw3x3 32 112", 32, 32, 112, 3, 1, true},
     {"dw3x3s2 64 112", 64, 64, 112, 3, 2, true},
+    {"dw3x3s2 144 56", 144, 144, 56, 3, 2, true},
+    {"dw3x3s2 192 28", 192, 192, 28, 3, 2, true},
+    {"dw3x3s2 576 14", 576, 576, 14, 3, 2, true},
     {"dw3x3 128 56", 128, 128, 56, 3, 1, true},
     {"dw3x3 256 28", 256, 256, 28, 3, 1, true},
     {"dw3x3 512 14", 512, 512, 14, 3, 1, true},
@@ -216,6 +219,8 @@ class Bench {
     }
     direct_ = {layer.depthwise ? 1 : layer.in_channels, layer.out_channels, layer.kernel * layer.kernel,
                tap_offset_.data(), out_.shape()};
+    strided_ = {direct_.in_channels, layer.out_channels, direct_.taps, whole_offset_.data(),
+                whole_pitch_,        layer.stride,       layer.stride, out_.shape()};
     direct_weights_ = copies(weights_.data(), weights_.size());
   }
 
@@ -231,7 +236,7 @@ class Bench {
     l.in = random_.subset(layer_.in_channels, live(layer_.in_channels, activity.in_percent));
     l.out = random_.subset(layer_.out_channels, live(layer_.out_channels, activity.out_percent));
     for (int32_t c : layer_.depthwise ? l.out : l.in) l.inputs.push_back(in_.plane(c));
-    for (int32_t c : l.in) l.whole_inputs.push_back(whole_.plane(c));
+    for (int32_t c : layer_.depthwise ? l.out : l.in) l.whole_inputs.push_back(whole_.plane(c));
     for (int32_t k : l.out) l.outputs.push_back(output_.plane(k));
     constexpr float inf = std::numeric_limits<float>::infinity();
     l.call = {l.inputs.data(),
@@ -246,6 +251,13 @@ class Bench {
       if (table_.conv_depthwise) {
         jobs.push_back(
             {"depthwise", 0, [this, &l] { table_.conv_depthwise(direct_, direct_weights_.next(), l.call); }});
+        if (layer_.stride == 2) {
+          l.whole_call = l.call;
+          l.whole_call.input = l.whole_inputs.data();
+          jobs.push_back({"unsplit", 0, [this, &l] {
+                            table_.conv_depthwise_strided(strided_, direct_weights_.next(), l.whole_call);
+                          }});
+        }
       }
       return jobs;
     }
@@ -297,20 +309,17 @@ class Bench {
     return {static_cast<float*>(std::aligned_alloc(64, (n * sizeof(float) / 64 + 1) * 64)), std::free};
   }
   void add_channel_lanes(std::vector<Timed>& jobs, Lists& l) {
-    lanes_ = {layer_.in_channels,   layer_.out_channels, layer_.kernel * layer_.kernel,
-              whole_offset_.data(), whole_pitch_,        layer_.stride,
-              layer_.stride,        out_.shape()};
-    const ChannelLanesSizes sizes = table_.channel_lanes_sizes(lanes_);
+    const ChannelLanesSizes sizes = table_.channel_lanes_sizes(strided_);
     if (!lanes_weights_.memory) {
       const std::shared_ptr<float> packed = floats(sizes.weights);
-      table_.channel_lanes_pack(lanes_, weights_.data(), packed.get());
+      table_.channel_lanes_pack(strided_, weights_.data(), packed.get());
       lanes_weights_ = copies(packed.get(), sizes.weights);
     }
     use_scratch(sizes.thread_scratch);
     l.whole_call = l.call;
     l.whole_call.input = l.whole_inputs.data();
-    jobs.push_back({"channel lanes", channel_lanes_cycles(table_, lanes_, l.call.n_in, l.call.n_out), [this, &l] {
-                      table_.conv_channel_lanes(lanes_, lanes_weights_.next(), l.whole_call, 0, lanes_.out.height,
+    jobs.push_back({"channel lanes", channel_lanes_cycles(table_, strided_, l.call.n_in, l.call.n_out), [this, &l] {
+                      table_.conv_channel_lanes(strided_, lanes_weights_.next(), l.whole_call, 0, strided_.out.height,
                                                 scratch_.get());
                     }});
   }
@@ -352,7 +361,7 @@ class Bench {
   std::vector<float> weights_, bias_;
   std::vector<int32_t> tap_offset_, whole_offset_;
   DirectShape direct_;
-  ChannelLanesShape lanes_{};
+  StridedShape strided_{};
   Copies lanes_weights_;
   Copies direct_weights_;
   Winograd winograd_[2][2];

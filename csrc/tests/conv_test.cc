@@ -86,7 +86,7 @@ struct PlanarInput {
     return ceil_div(conv.top, conv.stride) * pitch + ceil_div(conv.left, conv.stride);
   }
   int64_t guard_after(const Conv& conv) const {
-    return static_cast<int64_t>(conv.kernel_h) * conv.dilation * pitch + conv.kernel_w * conv.dilation;
+    return static_cast<int64_t>(conv.kernel_h) * conv.dilation * pitch + conv.kernel_w * conv.dilation + 2 * kBlock;
   }
   float* plane(int32_t c) { return storage[static_cast<size_t>(c)].data() + before; }
   float value(const Conv& conv, int32_t c, int32_t y, int32_t x) const {
@@ -331,7 +331,7 @@ PlanarInput unsplit_input(const Conv& conv, uint64_t seed) {
   return in;
 }
 
-void run_channel_lanes(const KernelTable& table, const ChannelLanesShape& shape, const std::vector<float>& weights,
+void run_channel_lanes(const KernelTable& table, const StridedShape& shape, const std::vector<float>& weights,
                        const Run& run, const Epilogue& epilogue, bool in_pieces) {
   const ChannelLanesSizes sizes = table.channel_lanes_sizes(shape);
   std::vector<float> packed(sizes.weights), scratch(sizes.thread_scratch, std::numeric_limits<float>::quiet_NaN());
@@ -355,8 +355,8 @@ void test_channel_lanes(const KernelTable& table, const Conv& conv, int32_t n_in
   const std::vector<int32_t> live_in = random.subset(conv.in_channels, n_in);
   const std::vector<int32_t> live_out = random.subset(conv.out_channels, n_out);
   const Epilogue epilogue = data.select(terms, live_out);
-  const ChannelLanesShape shape{conv.in_channels, conv.out_channels, conv.taps(), in.tap_offset.data(),
-                                in.pitch,         conv.stride,       conv.stride, in.out.shape()};
+  const StridedShape shape{conv.in_channels, conv.out_channels, conv.taps(), in.tap_offset.data(),
+                           in.pitch,         conv.stride,       conv.stride, in.out.shape()};
   const std::string name = std::string(table.isa) + " channel lanes " + conv.name() + " live " + std::to_string(n_in) +
                            ">" + std::to_string(n_out) + " terms " + std::to_string(terms);
   for (int32_t c = 0; c < conv.in_channels; ++c) {
@@ -433,9 +433,10 @@ void test_channel_lanes_grid(const KernelTable& table) {
 }
 
 // Depthwise: output k reads input k / multiplier; `zero_inputs` planes are passed as null.
-void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, int32_t zero_inputs, int terms) {
+void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, int32_t zero_inputs, int terms,
+                    bool unsplit = false) {
   Random random(static_cast<uint64_t>(conv.height * 31 + conv.kernel_h * 7 + n_out));
-  PlanarInput in(conv, random);
+  PlanarInput in = unsplit ? unsplit_input(conv, random.bits()) : PlanarInput(conv, random);
   const int32_t multiplier = conv.out_channels / conv.in_channels;
   const std::vector<float> weights = random.vector(static_cast<size_t>(conv.out_channels) * conv.taps());
   EpilogueData data(conv, in.out, random);
@@ -443,8 +444,17 @@ void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, i
   const std::vector<int32_t> zero = random.subset(conv.in_channels, zero_inputs);
   const Epilogue epilogue = data.select(terms, live_out);
   const DirectShape shape{1, conv.out_channels, conv.taps(), in.tap_offset.data(), in.out.shape()};
-  const std::string name = std::string(table.isa) + " depthwise " + conv.name() + " live " + std::to_string(n_out) +
-                           " terms " + std::to_string(terms);
+  const StridedShape strided{1,        conv.out_channels, conv.taps(), in.tap_offset.data(),
+                             in.pitch, conv.stride,       conv.stride, in.out.shape()};
+  const auto convolve = [&](const ConvCall& call) {
+    if (unsplit) {
+      table.conv_depthwise_strided(strided, weights.data(), call);
+    } else {
+      table.conv_depthwise(shape, weights.data(), call);
+    }
+  };
+  const std::string name = std::string(table.isa) + (unsplit ? " depthwise unsplit " : " depthwise ") + conv.name() +
+                           " live " + std::to_string(n_out) + " terms " + std::to_string(terms);
   // The same sums as a convolution with one input and all-zero rows elsewhere.
   std::vector<float> expanded(static_cast<size_t>(conv.out_channels) * conv.in_channels * conv.taps(), 0.0f);
   for (int32_t k = 0; k < conv.out_channels; ++k) {
@@ -463,7 +473,7 @@ void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, i
   for (int32_t c = 0; c < conv.in_channels; ++c) {
     if (std::find(run.inputs.begin(), run.inputs.end(), in.plane(c)) == run.inputs.end()) in.poison(c);
   }
-  table.conv_depthwise(shape, weights.data(), run.call(epilogue));
+  convolve(run.call(epilogue));
   Run check_lists(conv, in, all_of(conv.in_channels), live_out);
   run.in_list = check_lists.in_list;
   check_run(name, conv, in, expanded, run, epilogue, data.residual, kDirectTolerance);
@@ -478,7 +488,7 @@ void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, i
     }
     Epilogue aliased = epilogue;
     aliased.residual = in_place.outputs.data();
-    table.conv_depthwise(shape, weights.data(), in_place.call(aliased));
+    convolve(in_place.call(aliased));
     bool same_bits = true;
     for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, in_place.output, k);
     check(same_bits, name + ": residual in place");
@@ -493,6 +503,7 @@ void test_depthwise_grid(const KernelTable& table) {
       for (int32_t stride : {1, 2}) {
         for (int terms : {kUsual, kAllTerms - 1}) {
           test_depthwise(table, same(5, 5, size[0], size[1], kernel, kernel, stride), 3, 1, terms);
+          if (stride == 2) test_depthwise(table, same(5, 5, size[0], size[1], kernel, kernel, 2), 3, 1, terms, true);
         }
       }
     }
@@ -502,7 +513,13 @@ void test_depthwise_grid(const KernelTable& table) {
   test_depthwise(table, same(4, 8, 14, 14, 3, 3), 5, 1, kUsual);                // multiplier 2
   test_depthwise(table, {3, 3, 12, 17, 3, 3, 1, 2, 2, 2, 2, 2}, 3, 0, kUsual);  // dilation
   test_depthwise(table, {3, 3, 20, 40, 3, 3, 1, 1, 0, 0, 0, 0}, 3, 0, kUsual);  // no padding
-  test_depthwise(table, {3, 3, 20, 40, 3, 3, 2, 1, 0, 0, 1, 1}, 3, 0, kUsual);  // asymmetric
+  for (const bool unsplit : {false, true}) {
+    test_depthwise(table, {3, 3, 20, 40, 3, 3, 2, 1, 0, 0, 1, 1}, 3, 0, kUsual, unsplit);  // asymmetric
+    test_depthwise(table, {3, 3, 12, 17, 3, 3, 2, 2, 2, 2, 2, 2}, 3, 0, kUsual, unsplit);  // dilation
+  }
+  for (int32_t width : {13, 15, 16, 17, 31, 32, 34}) {
+    test_depthwise(table, same(4, 8, 5, width, 3, 3, 2), 5, 1, kUsual, true);
+  }
 }
 
 // Of the sum of magnitudes. The transforms of F(4x4) multiply by up to 8 and cancel; see Lavin and Gray, section 5.
