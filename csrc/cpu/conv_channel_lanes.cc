@@ -12,10 +12,9 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 
-#include "channel_lanes_tiling.h"
-#include "conv_epilogue.h"
+#include "channel_lanes_groups.h"
 #include "lane_transpose.h"
-#include "winograd_lanes.h"
+#include "vec_select.h"
 
 namespace dynprune::cpu {
 namespace {
@@ -23,62 +22,61 @@ namespace {
 struct Job {
   const StridedShape& shape;
   const ConvCall& call;
+  PixelTiling tiling;
   bool plain;
   Clamp inner;  // of a plain epilogue both clamps in one
 };
 
-// Weights of up to kMaxLaneBlocks blocks, and the outputs that their lanes are.
-struct ChannelGroup {
-  int blocks;
-  const float* weight[kMaxLaneBlocks];  // row (input * taps + tap) is `step` floats further
-  int64_t step;
-  const int32_t* column;  // input of the call -> row of inputs; null: they are in order
-  int ahead_blocks;
-  const float* ahead[kMaxLaneBlocks];  // stored weights of the next group, to be fetched
-  // Per lane; neutral values where the epilogue lacks the term or the lane has no output.
-  alignas(64) float bias[kMaxLaneBlocks * kChannelBlock];
-  alignas(64) float gate[kMaxLaneBlocks * kChannelBlock];
-  alignas(64) float shift[kMaxLaneBlocks * kChannelBlock];
-  float* output[kMaxLaneBlocks * kChannelBlock];  // null = none
-  const float* residual[kMaxLaneBlocks * kChannelBlock];
+// Where the pixels of a panel of output rows are.
+struct Panel {
+  int32_t first, last;        // output rows
+  const float* const* input;  // [n_in] planes
+  int64_t origin;             // of output (first, 0) in them
+  const int32_t* tap_offset;
+  int64_t row_pitch;  // floats from one output row to the next
+  int32_t step;       // from one pixel to the next: 1 or 2
 };
 
 // One register tile.
 struct Tile {
   int64_t origin;       // floats of the first pixel's input in a plane
   int64_t next_origin;  // the same of a pixel of the next tile
-  const float* ahead;   // weights to fetch
+  const float* ahead;   // the next group's weights to fetch; null where the tile is the only one, which fetches its own
 };
-
-DYNPRUNE_INLINE void fetch(const float* p) { __builtin_prefetch(p, 0, 2); }
 
 // sums[block][pixel][16], with bias, inner clamp, gate and shift.
 template <int Blocks, int Rows, int Columns, int Step>
-void accumulate_tile(const Job& job, const ChannelGroup& group, const Tile& tile, float* sums) {
+void accumulate_tile(const Job& job, const Panel& panel, const ChannelGroup& group, const Tile& tile, float* sums) {
   constexpr int kVectors = Blocks * kVecsPerBlock, kPixels = Rows * Columns;
   Vec acc[kVectors][kPixels];
   DYNPRUNE_UNROLL for (int v = 0; v < kVectors; ++v) {
     DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) acc[v][p] = zero();
   }
-  const float* const* input = job.call.input;
+  const float* const* input = panel.input;
   const int32_t* column = group.column;
-  const int32_t* tap_offset = job.shape.tap_offset;
+  const int32_t* tap_offset = panel.tap_offset;
   const int32_t taps = job.shape.taps, n_in = job.call.n_in;
-  const int64_t row_pitch = static_cast<int64_t>(job.shape.in_pitch) * job.shape.stride_h;
+  const int64_t row_pitch = panel.row_pitch;
   const int32_t* in_channel = job.call.in_channel;
   const int64_t step = group.step;
   const float* weight[Blocks];
   DYNPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) weight[b] = group.weight[b];
   const float* ahead = tile.ahead;
+  const int32_t distance = ahead ? 0 : fetch_distance(taps);
   for (int32_t i = 0; i < n_in; ++i) {
     const float* x = input[i] + tile.origin;
     fetch(input[i] + tile.next_origin);
     const int64_t row = static_cast<int64_t>(column ? column[i] : i) * taps;
-    const float* later = ahead + static_cast<int64_t>(in_channel[i]) * taps * kChannelBlock;
+    const int32_t coming = i + distance < n_in ? i + distance : n_in - 1;
+    const int64_t later = static_cast<int64_t>(in_channel[coming]) * taps * kChannelBlock;
     for (int32_t t = 0; t < taps; ++t) {
       const float* pixel = x + tap_offset[t];
       const int64_t at = (row + t) * step;
-      fetch(later + t * kChannelBlock);
+      if (ahead) {
+        fetch(ahead + later + t * kChannelBlock);
+      } else {
+        DYNPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) fetch(weight[b] + later + t * kChannelBlock);
+      }
       Vec w[kVectors];
       DYNPRUNE_UNROLL for (int v = 0; v < kVectors; ++v) {
         w[v] = load(weight[v / kVecsPerBlock] + at + v % kVecsPerBlock * kLanes);
@@ -114,12 +112,12 @@ void accumulate_tile(const Job& job, const ChannelGroup& group, const Tile& tile
   }
 }
 
-using TileFn = void (*)(const Job&, const ChannelGroup&, const Tile&, float*);
+using TileFn = void (*)(const Job&, const Panel&, const ChannelGroup&, const Tile&, float*);
 
 template <int Blocks, int Rows, int Columns, int Step>
 constexpr TileFn tile_or_null() {
   constexpr int kPixels = Rows * Columns;
-  if constexpr (kPixels <= max_tile_pixels(kLanes) && Blocks <= max_lane_blocks(kLanes, kPixels, Step)) {
+  if constexpr (kPixels <= max_tile_pixels(kLanes) && Blocks <= max_lane_blocks(kLanes, kPixels)) {
     return &accumulate_tile<Blocks, Rows, Columns, Step>;
   } else {
     return nullptr;
@@ -137,9 +135,11 @@ struct Tiles {
 #undef BLOCKS
 };
 
+// Rows: 1, 2 or 4.
 TileFn tile_function(int blocks, int rows, int columns, int step) {
-  const auto& tiles = rows == 1 ? (step == 1 ? Tiles<1, 1>::kTile : Tiles<1, 2>::kTile)
-                                : (step == 1 ? Tiles<2, 1>::kTile : Tiles<2, 2>::kTile);
+  const auto& tiles = rows == 1   ? (step == 1 ? Tiles<1, 1>::kTile : Tiles<1, 2>::kTile)
+                      : rows == 2 ? (step == 1 ? Tiles<2, 1>::kTile : Tiles<2, 2>::kTile)
+                                  : (step == 1 ? Tiles<4, 1>::kTile : Tiles<4, 2>::kTile);
   return tiles[columns - 1][blocks - 1];
 }
 
@@ -180,141 +180,80 @@ void finish_tile(const Job& job, const ChannelGroup& group, const Place& place, 
   }
 }
 
-// Rows [y0, y1) of a group of channels.
-void group_rows(const Job& job, const ChannelGroup& group, const PixelTiling& tiling, int32_t y0, int32_t y1) {
+// The rows of a panel, for a group of channels.
+void group_panel(const Job& job, const Panel& panel, const ChannelGroup& group) {
   const StridedShape& shape = job.shape;
+  const PixelTiling& tiling = job.tiling;
   alignas(64) float sums[(kMaxLaneBlocks * kMaxTileColumns + 16) * kChannelBlock];
-  const int64_t row_pitch = static_cast<int64_t>(shape.in_pitch) * shape.stride_h;
+  const bool only_tile = tiling.parts == 1 && panel.last - panel.first <= tiling.rows && !group.moved;
   int tile_number = 0;
-  for (int32_t y = y0; y < y1; y += tiling.rows) {
-    const int rows = y1 - y < tiling.rows ? y1 - y : tiling.rows;
+  for (int32_t y = panel.first, rows; y < panel.last; y += rows) {
+    rows = tiling.rows;
+    while (rows > panel.last - y) rows /= 2;
+    const int64_t row_origin = panel.origin + (y - panel.first) * panel.row_pitch;
     for (int part = 0; part < tiling.parts; ++part) {
       const int32_t x = balanced_begin(shape.out.width, tiling.parts, part);
       const int columns = balanced_begin(shape.out.width, tiling.parts, part + 1) - x;
       const Place place{y, x, rows, columns};
-      const int64_t origin = y * row_pitch + x * shape.stride_w;
+      const int64_t origin = row_origin + x * panel.step;
       const int64_t next =
-          part + 1 < tiling.parts ? origin + (2 * columns - 1) * shape.stride_w : (y + rows) * row_pitch;
-      const Tile tile{origin, next, group.ahead[tile_number < group.ahead_blocks ? tile_number : 0]};
+          part + 1 < tiling.parts ? origin + (2 * columns - 1) * panel.step : row_origin + rows * panel.row_pitch;
+      const float* ahead = only_tile ? nullptr : group.ahead[tile_number < group.ahead_blocks ? tile_number : 0];
+      const Tile tile{origin, next, ahead};
       ++tile_number;
       const int64_t first = static_cast<int64_t>(y) * shape.out.pitch + x;
       for (int lane = 0; lane < group.blocks * kChannelBlock; ++lane) {
         if (group.output[lane]) prefetch_for_write(group.output[lane] + first);
       }
-      tile_function(group.blocks, rows, columns, shape.stride_w)(job, group, tile, sums);
+      tile_function(group.blocks, rows, columns, panel.step)(job, panel, group, tile, sums);
       (job.plain ? finish_tile<true> : finish_tile<false>)(job, group, place, sums);
     }
   }
 }
 
-int64_t block_floats(const StridedShape& shape) {
-  return static_cast<int64_t>(shape.in_channels) * shape.taps * kChannelBlock;
-}
-
-int32_t block_of(const ConvCall& call, int32_t position) { return call.out_channel[position] / kChannelBlock; }
-
-// No outputs in any lane.
-void clear_lanes(ChannelGroup& group) {
-  for (int i = 0; i < kMaxLaneBlocks * kChannelBlock; ++i) {
-    group.output[i] = nullptr;
-    group.bias[i] = group.shift[i] = 0.0f;
-    group.gate[i] = 1.0f;
-  }
-}
-
-// Output `at` of the call's list is in `lane`.
-void set_lane(const ConvCall& call, int lane, int32_t at, ChannelGroup& group) {
-  const ChannelEpilogue terms = channel_epilogue(call.epilogue, call.out_channel[at], at);
-  group.bias[lane] = terms.bias;
-  group.gate[lane] = terms.gate;
-  group.shift[lane] = terms.shift;
-  group.residual[lane] = terms.residual;
-  group.output[lane] = call.output[at];
-}
-
-// Where stored blocks serve as they are: up to `most` blocks from live output `first` on; returns the next output.
-int32_t stored_group(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first, int most,
-                     ChannelGroup& group) {
-  group.blocks = 0;
-  group.step = kChannelBlock;
-  group.column = call.in_channel;
-  clear_lanes(group);
-  int32_t end = first;
-  while (end < call.n_out) {
-    const int32_t block = block_of(call, end);
-    if (group.blocks == most) break;
-    group.weight[group.blocks] = packed + block * block_floats(shape);
-    for (; end < call.n_out && block_of(call, end) == block; ++end) {
-      set_lane(call, group.blocks * kChannelBlock + call.out_channel[end] % kChannelBlock, end, group);
-    }
-    ++group.blocks;
-  }
-  return end;
-}
-
-// Moves the weights of `most` blocks' worth of live outputs together; returns the next output.
-int32_t compact_group(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first, int most,
-                      float* scratch, ChannelGroup& group) {
-  const int32_t end = call.n_out - first < most * kChannelBlock ? call.n_out : first + most * kChannelBlock;
-  group.blocks = ceil_div(end - first, kChannelBlock);
-  group.step = static_cast<int64_t>(group.blocks) * kChannelBlock;
-  group.column = nullptr;
-  clear_lanes(group);
-  for (int32_t i = first; i < end; ++i) set_lane(call, i - first, i, group);
-  for (int b = 0; b < group.blocks; ++b) group.weight[b] = scratch + b * kChannelBlock;
-  struct Source {
-    LaneChoice choice;
-    const float* stored;
-    int32_t count;
-  } source[kCompactBlocks * kChannelBlock];
-  int sources = 0;
-  for (int32_t i = first; i < end; ++sources) {
-    const int32_t vector = call.out_channel[i] / kLanes;
-    int32_t lanes[kLanes] = {}, count = 0;
-    for (; i < end && call.out_channel[i] / kLanes == vector; ++i) lanes[count++] = call.out_channel[i] % kLanes;
-    source[sources] = {LaneChoice(lanes),
-                       packed + vector / kVecsPerBlock * block_floats(shape) + vector % kVecsPerBlock * kLanes, count};
-  }
-  const int32_t distance = ceil_div(16, shape.taps);  // inputs to fetch ahead
-  float* row = scratch;
+// Copies the pixels that a panel of a layer of one tap reads: rows of out.width for every input.
+void gather_panel(const StridedShape& shape, const ConvCall& call, int32_t first, int32_t last, float* pixels,
+                  const float** planes) {
+  const int64_t width = shape.out.width;
   for (int32_t i = 0; i < call.n_in; ++i) {
-    const int32_t later = call.in_channel[i + distance < call.n_in ? i + distance : call.n_in - 1];
-    const int64_t gap = static_cast<int64_t>(later - call.in_channel[i]) * shape.taps * kChannelBlock;
-    const int64_t at = static_cast<int64_t>(call.in_channel[i]) * shape.taps * kChannelBlock;
-    for (int32_t t = 0; t < shape.taps; ++t, row += group.step) {
-      // Whole vectors: what is written beyond the live lanes is overwritten by the next vector or row.
-      float* to = row;
-      for (int s = 0; s < sources; to += source[s++].count) {
-        const float* stored = source[s].stored + at + t * kChannelBlock;
-        fetch(stored + gap);
-        store(to, choose_lanes(load(stored), source[s].choice));
+    planes[i] = pixels;
+    const float* row = call.input[i] + shape.tap_offset[0];
+    row += static_cast<int64_t>(first) * shape.stride_h * shape.in_pitch;
+    for (int32_t y = first; y < last; ++y, pixels += width, row += shape.stride_h * shape.in_pitch) {
+      for (int64_t x = 0; x < width; x += kLanes) {
+        Vec even, odd;
+        const float* from = row + x * shape.stride_w;
+        if (shape.stride_w == 1) {
+          even = load_first(from, width - x);
+        } else {
+          const int64_t left = 2 * (width - x) - 1;
+          deinterleave(load_first(from, left), load_first(from + kLanes, left - kLanes), even, odd);
+        }
+        store_first(pixels + x, width - x, even);
       }
     }
   }
-  return end;
 }
 
-// Blocks of the live outputs from `first` on are what the tiles of `group` are to fetch.
-void fetch_next(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first,
-                ChannelGroup& group) {
-  int32_t block = block_of(call, first < call.n_out ? first : 0);
-  const int32_t last = block_of(call, call.n_out - 1);
-  group.ahead_blocks = 0;
-  do {
-    group.ahead[group.ahead_blocks++] = packed + block++ * block_floats(shape);
-  } while (block <= last && group.ahead_blocks < kMaxLaneBlocks);
-}
+// Parts of the thread's scratch, in floats: moved weights, gathered pixels and pointers to them.
+struct Scratch {
+  int64_t weights, pixels, planes;
+};
 
-int32_t blocks_with_live(const ConvCall& call) {
-  int32_t blocks = 0;
-  for (int32_t i = 0; i < call.n_out; ++i) blocks += i == 0 || block_of(call, i) != block_of(call, i - 1);
-  return blocks;
+constexpr int64_t kFloatsPerPointer = sizeof(const float*) / 4;
+
+Scratch scratch_parts(const StridedShape& shape) {
+  const int64_t weights = kCompactBlocks * block_floats(shape) + 2 * kChannelBlock;
+  if (!gathers_pixels(shape)) return {weights, 0, 0};
+  const int64_t least = static_cast<int64_t>(shape.in_channels) * 2 * kMaxTileRows * shape.out.width;
+  const int64_t pointers = kFloatsPerPointer * shape.in_channels;
+  return {weights, kPanelBytes / 4 + least, pointers};
 }
 
 ChannelLanesSizes channel_lanes_sizes(const StridedShape& shape) {
-  const int64_t block = block_floats(shape);
-  return {static_cast<size_t>(ceil_div(shape.out_channels, kChannelBlock) * block),
-          static_cast<size_t>(kCompactBlocks * block + 2 * kChannelBlock)};
+  const Scratch parts = scratch_parts(shape);
+  return {static_cast<size_t>(ceil_div(shape.out_channels, kChannelBlock) * block_floats(shape)),
+          static_cast<size_t>(parts.weights + parts.pixels + parts.planes + kChannelBlock)};
 }
 
 void channel_lanes_pack(const StridedShape& shape, const float* weights, float* packed) {
@@ -330,23 +269,29 @@ void channel_lanes_pack(const StridedShape& shape, const float* weights, float* 
 void conv_channel_lanes(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first_row,
                         int32_t last_row, float* thread_scratch) {
   if (call.n_out == 0) return;
-  const bool plain = is_plain(call.epilogue);
-  const Job job{shape, call, plain, plain ? merged_clamp(call.epilogue) : call.epilogue.inner};
-  const PixelTiling tiling = pixel_tiling(shape.out, kLanes, shape.stride_w);
-  const int32_t panel = panel_rows(shape, call.n_in, tiling.rows);
-  const bool compact = compaction_pays(blocks_with_live(call), call.n_out, panel * shape.out.width);
-  const int most = compact && tiling.blocks > kCompactBlocks ? kCompactBlocks : tiling.blocks;
-  for (int32_t y = first_row; y < last_row; y += panel) {
-    const int32_t end = last_row - y < panel ? last_row : y + panel;
+  const bool plain = is_plain(call.epilogue), gathers = gathers_pixels(shape);
+  const PixelTiling tiling = pixel_tiling(shape.out, kLanes);
+  const Job job{shape, call, tiling, plain, plain ? merged_clamp(call.epilogue) : call.epilogue.inner};
+  const Scratch parts = scratch_parts(shape);
+  float* pixels = thread_scratch + parts.weights;
+  const float** planes = reinterpret_cast<const float**>(pixels + (parts.pixels + 15) / 16 * 16);
+  const int32_t rows = panel_rows(shape, call.n_in, tiling.rows);
+  const bool compact = compaction_pays(blocks_with_live(call), call.n_out, rows * shape.out.width);
+  int most = group_blocks(shape, call.n_in, tiling);
+  if (compact) most = compact_blocks(shape, call.n_in, most);
+  const int32_t no_offset = 0;
+  const int64_t row_pitch = static_cast<int64_t>(shape.in_pitch) * shape.stride_h;
+  for (int32_t y = first_row; y < last_row; y += rows) {
+    const int32_t end = last_row - y < rows ? last_row : y + rows;
+    if (gathers) gather_panel(shape, call, y, end, pixels, planes);
+    const Panel panel = gathers ? Panel{y, end, planes, 0, &no_offset, shape.out.width, 1}
+                                : Panel{y, end, call.input, y * row_pitch, shape.tap_offset, row_pitch, shape.stride_w};
     ChannelGroup group;
     for (int32_t k = 0; k < call.n_out;) {
-      if (compact) {
-        k = compact_group(shape, packed, call, k, most, thread_scratch, group);
-      } else {
-        k = stored_group(shape, packed, call, k, most, group);
-      }
+      k = compact ? compact_group(shape, packed, call, k, most, thread_scratch, group)
+                  : stored_group(shape, packed, call, k, most, group);
       fetch_next(shape, packed, call, k, group);
-      group_rows(job, group, tiling, y, end);
+      group_panel(job, panel, group);
     }
   }
 }
