@@ -18,6 +18,9 @@ struct ConvParams {
   int32_t residual_live = -1;  // flat bool [K]: residual channels outside it read as zero; -1 = all stored
   int32_t groups = 1;
   int32_t kernel_h = 1, kernel_w = 1;
+  // 1 where the input map has the output's pitch: the map itself, or its phase planes. Otherwise the map as it is, for
+  // the kernels that step over pixels.
+  int32_t stride_h = 1, stride_w = 1;
   std::vector<int32_t> tap_offset;
   const float* weights = nullptr;            // [K][C/groups][taps], kept alive by the plan's owner
   int32_t bias = -1, gate = -1, shift = -1;  // flat tensors [K]
@@ -31,6 +34,7 @@ struct ConvParams {
   int32_t winograd_m = 0;  // 0 = not eligible
   cpu::WinogradWeights winograd_form = cpu::WinogradWeights::kTransformed;
   int64_t winograd_scratch = -1;  // arena offset of the transformed input
+  bool channel_lanes = false;     // pack the weights for that kernel; it is the only one of a strided input
   int64_t macs_per_pair = 0;      // multiply-adds per (live input, live output) pair
 };
 
@@ -52,11 +56,14 @@ class ConvStep final : public Step {
   int32_t in_channels_, out_channels_;  // of one group
   bool depthwise_;
   cpu::DirectShape direct_{};
+  cpu::StridedShape strided_{};
   cpu::WinogradShape winograd_{};
   struct Free {
     void operator()(float* p) const;
   };
-  std::unique_ptr<float, Free> winograd_weights_;
+  using Packed = std::unique_ptr<float, Free>;
+  static Packed packed_floats(size_t floats);
+  Packed lanes_weights_, winograd_weights_;
 };
 
 }  // namespace dynprune

@@ -61,11 +61,13 @@ class PlanBuilder {
   int64_t winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape,
                                  cpu::WinogradWeights form);
   bool has_winograd() const { return plan_->kernels->has_winograd; }
+  bool has_channel_lanes() const { return plan_->kernels->has_channel_lanes; }
 
   // Checks that every reference lies inside an arena of `arena_size` floats, and hands the plan out.
   std::shared_ptr<Plan> finish(int64_t arena_size);
 
  private:
+  void need_thread_scratch(size_t floats);
   template <class StepType>
   void append(const std::string& name, const std::string& op, std::unique_ptr<StepType> step) {
     step->name = name;

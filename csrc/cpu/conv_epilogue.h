@@ -34,13 +34,13 @@ DYNPRUNE_INLINE Clamp merged_clamp(const Epilogue& e) {
 }
 
 // NaN passes: the operand order matters, see vec.h.
-DYNPRUNE_INLINE Vec clamp(Vec x, Vec lo, Vec hi) { return min(hi, max(lo, x)); }
+DYNPRUNE_INLINE Vec limit(Vec x, Vec lo, Vec hi) { return min(hi, max(lo, x)); }
 
 // Bias and one clamp, in registers.
 struct PlainFinish {
   Vec lo, hi;
   DYNPRUNE_INLINE explicit PlainFinish(Clamp c) : lo(broadcast(c.lo)), hi(broadcast(c.hi)) {}
-  DYNPRUNE_INLINE Vec operator()(Vec sum, Vec bias) const { return clamp(add(sum, bias), lo, hi); }
+  DYNPRUNE_INLINE Vec operator()(Vec sum, Vec bias) const { return limit(add(sum, bias), lo, hi); }
 };
 
 // All steps. `residual` is the vector of the residual plane, or zero() where there is none.
@@ -52,9 +52,9 @@ struct FullFinish {
         outer_lo(broadcast(e.outer.lo)),
         outer_hi(broadcast(e.outer.hi)) {}
   DYNPRUNE_INLINE Vec operator()(Vec sum, const ChannelEpilogue& c, Vec residual) const {
-    Vec v = clamp(add(sum, broadcast(c.bias)), inner_lo, inner_hi);
+    Vec v = limit(add(sum, broadcast(c.bias)), inner_lo, inner_hi);
     v = add(mul(v, broadcast(c.gate)), broadcast(c.shift));
-    return clamp(add(v, residual), outer_lo, outer_hi);
+    return limit(add(v, residual), outer_lo, outer_hi);
   }
 };
 

@@ -41,6 +41,10 @@ DYNPRUNE_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
   even = _mm512_permutex2var_ps(a, e, b);
   odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(e, _mm512_set1_epi32(1)), b);
 }
+// Lanes 1, 2, ... of v, then *last.
+DYNPRUNE_INLINE Vec shift_in(Vec v, const float* last) {
+  return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(broadcast(*last)), _mm512_castps_si512(v), 1));
+}
 // Lane i receives lane i xor kDistance.
 template <int kDistance>
 DYNPRUNE_INLINE Vec swap_lanes(Vec v) {
@@ -108,6 +112,10 @@ DYNPRUNE_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
   even = _mm256_castpd_ps(_mm256_permute4x64_pd(e, 0xd8));
   odd = _mm256_castpd_ps(_mm256_permute4x64_pd(o, 0xd8));
 }
+DYNPRUNE_INLINE Vec shift_in(Vec v, const float* last) {
+  const Vec shifted = _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 7));
+  return _mm256_blend_ps(shifted, broadcast(*last), 0x80);
+}
 template <int kDistance>
 DYNPRUNE_INLINE Vec swap_lanes(Vec v) {
   if (kDistance == 4) return _mm256_permute2f128_ps(v, v, 1);
@@ -155,6 +163,7 @@ DYNPRUNE_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
   even = Vec{a[0], a[2], b[0], b[2]};
   odd = Vec{a[1], a[3], b[1], b[3]};
 }
+DYNPRUNE_INLINE Vec shift_in(Vec v, const float* last) { return Vec{v[1], v[2], v[3], *last}; }
 template <int kDistance>
 DYNPRUNE_INLINE Vec swap_lanes(Vec v) {
   return kDistance == 2 ? Vec{v[2], v[3], v[0], v[1]} : Vec{v[1], v[0], v[3], v[2]};

@@ -22,6 +22,10 @@ from dynprune_rt.ir.graph import Node, Value
 from dynprune_rt.ir.types import QUANTIZED
 
 _UNBOUNDED = (-math.inf, math.inf)
+#: Fewer outputs than this would leave most lanes of a strided convolution empty.
+_FEWEST_LANES = 9
+#: Maps up to this size fill few lanes of the other kernels, Winograd's tiles included.
+_TINY_MAP = 4
 
 Handler = Callable[[Recorder, Node], bool]
 
@@ -73,8 +77,12 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
         lower_linear(recorder, node, x, y)
         return True
 
-    taps = convolution_taps(_size(x), _size(y), kernel, stride, padding, dilation)
     out_channels = y.type.channels
+    lanes = recorder.builder.has_channel_lanes and groups == 1 and stride[1] <= 2
+    whole = stride != (1, 1) and (
+        (lanes and out_channels >= _FEWEST_LANES) or (groups == x.type.channels > 1 and stride[1] == 2)
+    )
+    taps = convolution_taps(_size(x), _size(y), kernel, stride, padding, dilation, split=not whole)
     residual_view = None if residual is None else recorder.as_map(residual)
     in_storages = recorder.as_map(x).storages
     if (
@@ -91,6 +99,8 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     if stride == (1, 1):
         source = recorder.as_map(x)
         source.pitch_class.unite(out.pitch_class)
+    elif whole:
+        source = recorder.as_map(x)
     else:
         source = recorder.phase_split(x, (stride[0], stride[1]))
         source.pitch_class.unite(out.pitch_class)
@@ -106,7 +116,9 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
         pass_list = recorder.list_of(y.live, node.computed, out_channels)
 
     site = None
-    if recorder.builder.has_winograd and _is_winograd_shape(kernel, stride, dilation, padding, groups, _size(y)):
+    tiny = lanes and min(_size(y)) <= _TINY_MAP
+    winograd = recorder.builder.has_winograd and not tiny
+    if winograd and _is_winograd_shape(kernel, stride, dilation, padding, groups, _size(y)):
         site = WinogradSite(x.type.channels, out_channels, out)
         recorder.winograd_sites.append(site)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
@@ -127,6 +139,8 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             out_map=recorder.map_id(out),
             weights=weights,
             groups=groups,
+            stride=stride if whole else (1, 1),
+            channel_lanes=lanes and (whole or (stride == (1, 1) and site is None)),
             tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
             bias=recorder.flat_id(bias_flat),
             gate=recorder.flat_id(gate_flat),

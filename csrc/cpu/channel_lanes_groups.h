@@ -1,0 +1,141 @@
+// The weights of a group of output channels, stored or moved together, for the channel-lane convolution.
+#pragma once
+
+#include "channel_lanes_tiling.h"
+#include "conv_epilogue.h"
+#include "winograd_lanes.h"
+
+namespace dynprune::cpu {
+namespace {
+
+DYNPRUNE_INLINE void fetch(const float* p) { __builtin_prefetch(p, 0, 2); }
+
+// How many live inputs ahead of use their weights are fetched: about the latency of memory.
+DYNPRUNE_INLINE int32_t fetch_distance(int32_t taps) { return ceil_div(16, taps); }
+
+// Weights of up to kMaxLaneBlocks blocks, and the outputs that their lanes are.
+struct ChannelGroup {
+  int blocks;
+  const float* weight[kMaxLaneBlocks];  // row (input * taps + tap) is `step` floats further
+  int64_t step;
+  bool moved;             // the weights are in scratch, those of live inputs and outputs alone
+  const int32_t* column;  // input of the call -> row of inputs; null: they are in order
+  int ahead_blocks;
+  const float* ahead[kMaxLaneBlocks];  // stored weights of the next group, to be fetched
+  // Per lane; neutral values where the epilogue lacks the term or the lane has no output.
+  alignas(64) float bias[kMaxLaneBlocks * kChannelBlock];
+  alignas(64) float gate[kMaxLaneBlocks * kChannelBlock];
+  alignas(64) float shift[kMaxLaneBlocks * kChannelBlock];
+  float* output[kMaxLaneBlocks * kChannelBlock];  // null = none
+  const float* residual[kMaxLaneBlocks * kChannelBlock];
+};
+
+// Floats of a block's stored weights, rows (input, tap) of 16.
+int64_t block_floats(const StridedShape& shape) {
+  return static_cast<int64_t>(shape.in_channels) * shape.taps * kChannelBlock;
+}
+
+int32_t block_of(const ConvCall& call, int32_t position) { return call.out_channel[position] / kChannelBlock; }
+
+// No outputs in any lane.
+void clear_lanes(ChannelGroup& group) {
+  for (int i = 0; i < kMaxLaneBlocks * kChannelBlock; ++i) {
+    group.output[i] = nullptr;
+    group.bias[i] = group.shift[i] = 0.0f;
+    group.gate[i] = 1.0f;
+  }
+}
+
+// Output `at` of the call's list is in `lane`.
+void set_lane(const ConvCall& call, int lane, int32_t at, ChannelGroup& group) {
+  const ChannelEpilogue terms = channel_epilogue(call.epilogue, call.out_channel[at], at);
+  group.bias[lane] = terms.bias;
+  group.gate[lane] = terms.gate;
+  group.shift[lane] = terms.shift;
+  group.residual[lane] = terms.residual;
+  group.output[lane] = call.output[at];
+}
+
+// Where stored blocks serve as they are: up to `most` blocks from live output `first` on; returns the next output.
+int32_t stored_group(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first, int most,
+                     ChannelGroup& group) {
+  group.blocks = 0;
+  group.step = kChannelBlock;
+  group.moved = false;
+  group.column = call.in_channel;
+  clear_lanes(group);
+  int32_t end = first;
+  while (end < call.n_out) {
+    const int32_t block = block_of(call, end);
+    if (group.blocks == most) break;
+    group.weight[group.blocks] = packed + block * block_floats(shape);
+    for (; end < call.n_out && block_of(call, end) == block; ++end) {
+      set_lane(call, group.blocks * kChannelBlock + call.out_channel[end] % kChannelBlock, end, group);
+    }
+    ++group.blocks;
+  }
+  return end;
+}
+
+// Moves the weights of `most` blocks' worth of live outputs together; returns the next output.
+int32_t compact_group(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first, int most,
+                      float* scratch, ChannelGroup& group) {
+  const int32_t end = call.n_out - first < most * kChannelBlock ? call.n_out : first + most * kChannelBlock;
+  group.blocks = ceil_div(end - first, kChannelBlock);
+  group.step = static_cast<int64_t>(group.blocks) * kChannelBlock;
+  group.moved = true;
+  group.column = nullptr;
+  clear_lanes(group);
+  for (int32_t i = first; i < end; ++i) set_lane(call, i - first, i, group);
+  for (int b = 0; b < group.blocks; ++b) group.weight[b] = scratch + b * kChannelBlock;
+  struct Source {
+    LaneChoice choice;
+    const float* stored;
+    int32_t count;
+  } source[kCompactBlocks * kChannelBlock];
+  int sources = 0;
+  for (int32_t i = first; i < end; ++sources) {
+    const int32_t vector = call.out_channel[i] / kLanes;
+    int32_t lanes[kLanes] = {}, count = 0;
+    for (; i < end && call.out_channel[i] / kLanes == vector; ++i) lanes[count++] = call.out_channel[i] % kLanes;
+    source[sources] = {LaneChoice(lanes),
+                       packed + vector / kVecsPerBlock * block_floats(shape) + vector % kVecsPerBlock * kLanes, count};
+  }
+  const int32_t distance = fetch_distance(shape.taps);
+  float* row = scratch;
+  for (int32_t i = 0; i < call.n_in; ++i) {
+    const int32_t later = call.in_channel[i + distance < call.n_in ? i + distance : call.n_in - 1];
+    const int64_t gap = static_cast<int64_t>(later - call.in_channel[i]) * shape.taps * kChannelBlock;
+    const int64_t at = static_cast<int64_t>(call.in_channel[i]) * shape.taps * kChannelBlock;
+    for (int32_t t = 0; t < shape.taps; ++t, row += group.step) {
+      // Whole vectors: what is written beyond the live lanes is overwritten by the next vector or row.
+      float* to = row;
+      for (int s = 0; s < sources; to += source[s++].count) {
+        const float* stored = source[s].stored + at + t * kChannelBlock;
+        fetch(stored + gap);
+        store(to, choose_lanes(load(stored), source[s].choice));
+      }
+    }
+  }
+  return end;
+}
+
+// Blocks of the live outputs from `first` on are what the tiles of `group` are to fetch.
+void fetch_next(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first,
+                ChannelGroup& group) {
+  int32_t block = block_of(call, first < call.n_out ? first : 0);
+  const int32_t last = block_of(call, call.n_out - 1);
+  group.ahead_blocks = 0;
+  do {
+    group.ahead[group.ahead_blocks++] = packed + block++ * block_floats(shape);
+  } while (block <= last && group.ahead_blocks < kMaxLaneBlocks);
+}
+
+int32_t blocks_with_live(const ConvCall& call) {
+  int32_t blocks = 0;
+  for (int32_t i = 0; i < call.n_out; ++i) blocks += i == 0 || block_of(call, i) != block_of(call, i - 1);
+  return blocks;
+}
+
+}  // namespace
+}  // namespace dynprune::cpu
