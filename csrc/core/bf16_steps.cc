@@ -44,7 +44,7 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
   if (context.record) {
     context.record->live_in = in.count;
     context.record->live_out = out.count;
-    context.record->macs = p_.macs_per_pair * (p_.depthwise ? out.count : static_cast<int64_t>(in.count) * out.count);
+    context.record->macs = p_.macs_per_pair * (static_cast<int64_t>(in.count) * out.count);
     context.record->kernel = p_.depthwise ? "bf16 depthwise" : "bf16 direct";
   }
   const cpu::Bf16Weights weights{rows_.data(), plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
@@ -73,6 +73,11 @@ void Bf16ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam&
   auto* position = reinterpret_cast<int32_t*>(scratch_of(plan, context, 0));
   std::fill_n(position, p_.in_channels, -1);
   for (int32_t i = 0; i < call.n_in; ++i) position[call.in_channel[i]] = i;
+  if (context.record) {
+    context.record->macs = 0;
+    for (int32_t i = 0; i < call.n_out; ++i)
+      if (position[call.out_channel[i]] >= 0) context.record->macs += p_.macs_per_pair;
+  }
   const auto part = [&](int rank, int size) {
     const Share share = share_of(planes_for(call.n_out, kBf16PerWord), rank, size);
     plan.kernels->bf16->depthwise(shape_, weights, call, position, share.first, share.last);
