@@ -48,7 +48,12 @@ void LiveListStep::run(const Plan& plan, Context& context, ThreadTeam&) const {
   if (!context.skip) {
     // Everything is computed. What an exclude list would pass through is computed instead.
     count = desc.exclude >= 0 ? 0 : desc.capacity;
-    for (int32_t c = 0; c < count; ++c) index[c] = c;
+    if (desc.live_first) {
+      for (int32_t c = 0, at = live; c < count && at < count; ++c)
+        if (include && include[c] == 0.0f) index[at++] = c;
+    } else {
+      for (int32_t c = 0; c < count; ++c) index[c] = c;
+    }
   }
   context.lists[list_] = {index, count, live};
 }

@@ -64,13 +64,14 @@ int32_t PlanBuilder::add_constant_list(std::vector<int32_t> channels) {
   return static_cast<int32_t>(plan_->lists.size()) - 1;
 }
 
-int32_t PlanBuilder::add_live_list(int32_t capacity, int32_t include, int32_t exclude) {
+int32_t PlanBuilder::add_live_list(int32_t capacity, int32_t include, int32_t exclude, bool live_first) {
   check_mask(include, capacity);
   check_mask(exclude, capacity);
   LiveListDesc desc;
   desc.capacity = capacity;
   desc.include = include;
   desc.exclude = exclude;
+  desc.live_first = live_first;
   desc.slot = plan_->list_pool_size;
   plan_->list_pool_size += capacity + 1;  // the branch-free fill writes one entry past the last
   plan_->lists.push_back(std::move(desc));

@@ -246,6 +246,7 @@ struct FlatOp {
 // ---- the table --------------------------------------------------------------------------------
 
 struct QuantizedKernels;  // cpu/quantized_kernels.h
+struct Bf16Kernels;       // cpu/bf16_kernels.h
 
 struct KernelTable {
   const char* isa;
@@ -278,6 +279,7 @@ struct KernelTable {
   const FlatOp* flat_ops;
   int32_t n_flat_ops;
   const QuantizedKernels* quantized;
+  const Bf16Kernels* bf16;
 };
 
 // Each family fills its part; defined once per ISA in the family's source, e.g. fill_conv_direct_avx512.
