@@ -21,6 +21,7 @@ from dynprune_rt.methods.base import Calibration, Method, StepContext, gate_para
 from dynprune_rt.methods.graph import trace
 from dynprune_rt.methods.losses import distillation
 from dynprune_rt.methods.schedules import learning_rate
+from dynprune_rt.methods.teacher import Teacher
 
 
 class Loader(Protocol):
@@ -68,6 +69,7 @@ def train(
     calibration: Calibration | None = None,
     validation: Iterable[tuple[Tensor, Tensor]] | None = None,
     teacher: nn.Module | None = None,
+    teacher_cache: str | Path | None = None,
     start: Mapping[str, Tensor] | None = None,
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
@@ -78,6 +80,7 @@ def train(
     calibration: batches of training images, not augmented, that methods score channels and set gates with (default:
     the loader's first three). validation: batches whose accuracy is logged per epoch; never test images.
     teacher: network to distil from (default: the model as given); off with ``settings.distillation=0``.
+    teacher_cache: folder that keeps the teacher's logits for other runs over the same batches (see `Teacher`).
     start: weights of an earlier run of the same method and structure, to go on from with a new schedule.
     device: default CUDA where there is one, else the CPU. folder: keeps ``checkpoint.pt`` (written after every epoch;
     a run whose folder holds one continues it, to the same weights as without the interruption) and ``log.jsonl``.
@@ -100,7 +103,9 @@ def train(
     classes = classes if classes is not None else _class_count(model, example)
     for images, labels in batches:
         _check_batch(images, labels, classes)
-    guide = copy.deepcopy(teacher if teacher is not None else model) if settings.distillation > 0 else None
+    guide = None
+    if settings.distillation > 0:
+        guide = Teacher(copy.deepcopy(teacher or model), target, settings.precision, teacher_cache)
 
     method = copy.deepcopy(method)
     method.calibration = batches
@@ -165,12 +170,11 @@ class _Loop:
         settings: Settings,
         steps: int,
         device: torch.device,
-        teacher: nn.Module | None,
+        teacher: Teacher | None,
         classes: int,
     ) -> None:
         self.method, self.settings, self.device, self.classes = method, settings, device, classes
-        self.steps, self.epoch = steps, 0
-        self.teacher = teacher.to(device, memory_format=torch.channels_last).eval() if teacher is not None else None
+        self.steps, self.epoch, self.teacher = steps, 0, teacher
         self.adopt(model)
 
     def adopt(self, model: nn.Module) -> None:
@@ -208,6 +212,8 @@ class _Loop:
         sums = {"loss": 0.0, "penalty": 0.0, "accuracy": 0.0}
         started, cpu = time.monotonic(), time.process_time()
         self.model.train()
+        if self.teacher is not None:
+            self.teacher.begin_epoch(self.epoch)
         done = 0
         for done, (images, labels) in enumerate(loader, 1):
             step = self.epoch * self.steps + done - 1
@@ -220,6 +226,8 @@ class _Loop:
                 break
         if done < self.steps:
             raise DataError(f"the loader announced {self.steps} batches and gave {done}")
+        if self.teacher is not None:
+            self.teacher.end_epoch()
         self.epoch += 1
         replaced = self.method.end_epoch(self.model, self.epoch / self.settings.epochs)
         if replaced is not None:
@@ -244,9 +252,7 @@ class _Loop:
             losses = F.cross_entropy(logits, labels, reduction="none")
             loss = losses.mean()
             if self.teacher is not None:
-                with torch.no_grad():
-                    guidance = self.teacher(images).float()
-                term = distillation(logits, guidance, settings.temperature)
+                term = distillation(logits, self.teacher.logits(images), settings.temperature)
                 loss = (1 - settings.distillation) * loss + settings.distillation * term
             penalty = self.method.penalty(StepContext(self.model, logits, labels, losses, step / total))
         task = float(loss.detach())
@@ -283,6 +289,8 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def _first(loader: Loader, count: int) -> list[tuple[Tensor, Tensor]]:
     result = []
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(0)
     for batch in loader:
         result.append((batch[0], batch[1]))
         if len(result) == count:

@@ -39,7 +39,7 @@ RECIPES: dict[str, Recipe] = {
         method="fbs",
         target=0.502,
         options={"end": 0.0},
-        settings=Settings(epochs=3, learning_rate=0.02),
+        settings=Settings(epochs=6, learning_rate=0.02),
         start="trained/cifar10_resnet20_fbs_18ep.safetensors",
         start_epochs=18,
     ),
@@ -89,7 +89,10 @@ def main() -> int:
             recipe = Recipe(**{**vars(recipe), "settings": Settings(**{**vars(recipe.settings), "seed": args.seed})})
             key = name if args.seed == 0 else f"{name}_seed{args.seed}"
             with ProgressBar(key) as bar:
-                outcome = run(recipe, data, folder, args.runs / key, lambda done, total, text: bar(done, total, text))
+                outcome = run(
+                    recipe, data, folder, args.runs / key, lambda done, total, text: bar(done, total, text),
+                    teacher_cache=args.runs / "teacher",
+                )  # fmt: skip
             outcome.program.save(args.runs / key / "model.dpr")
             command = f"python -m dynprune_rt.recipes.cifar10_methods {name} --seed {args.seed}"
             _keep(args.output, key, {**outcome.row, "command": command, "finished": time.strftime("%Y-%m-%d")})

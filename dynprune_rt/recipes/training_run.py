@@ -59,9 +59,11 @@ def run(
     run_folder: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     device: str | None = None,
+    teacher_cache: str | Path | None = None,
 ) -> Outcome:
     """Train by ``recipe`` (going on where ``run_folder`` holds a checkpoint) and measure the result.
 
+    teacher_cache: see `methods.train`; recipes of one seed and batch size see the same batches.
     The test images are looked at once, at the end, through the converted program.
     """
     started = time.monotonic()
@@ -75,6 +77,7 @@ def run(
         settings=recipe.settings,
         classes=data.train.classes,
         calibration=list(plain),
+        teacher_cache=teacher_cache,
         validation=methods.Batches(data.validation, 250),
         start=_start_weights(dense, _file(folder, recipe.start)) if recipe.start else None,
         device=device,
