@@ -43,6 +43,14 @@ RECIPES: dict[str, Recipe] = {
         start="trained/cifar10_resnet20_fbs_18ep.safetensors",
         start_epochs=18,
     ),
+    # The same short run from the dense network with and without what keeps masks from freezing.
+    "resnet20_fbs50_short": Recipe(**_R20, method="fbs", target=0.5, settings=Settings(epochs=8)),
+    "resnet20_fbs50_short_centred": Recipe(
+        **_R20, method="fbs", target=0.5, options={"centre": 1.0, "rule": "threshold"}, settings=Settings(epochs=8)
+    ),
+    "resnet20_fbs50_short_balanced": Recipe(
+        **_R20, method="fbs", target=0.5, options={"balance": 5.0}, settings=Settings(epochs=8)
+    ),
     "resnet20_manidp50": Recipe(**_R20, method="manidp", target=0.5, settings=Settings(epochs=18)),
     "resnet20_manidp50_published_thresholds": Recipe(
         **_R20, method="manidp", target=0.5, options={"thresholds": "channel_means"}, settings=Settings(epochs=18)
