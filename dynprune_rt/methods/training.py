@@ -46,6 +46,22 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        ranges = {
+            "epochs": self.epochs >= 1,
+            "learning_rate": 0 <= self.learning_rate < math.inf,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "warmup_steps": self.warmup_steps >= 0,
+            "clip_norm": self.clip_norm > 0,
+            "distillation": 0 <= self.distillation <= 1,
+            "temperature": 0 < self.temperature < math.inf,
+            "precision": self.precision in ("fp32", "bf16"),
+        }
+        wrong = [f"{name}={getattr(self, name)!r}" for name, fine in ranges.items() if not fine]
+        if wrong:
+            raise TrainingError(f"settings out of range: {', '.join(wrong)}")
+
 
 @dataclass
 class Training:
@@ -91,13 +107,13 @@ def train(
     checkpoint stays).
     """
     settings = settings or Settings()
-    if settings.epochs < 1 or len(loader) < 1:
-        raise TrainingError(f"nothing to train: {settings.epochs} epochs of {len(loader)} batches")
-    target = (
-        torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    if len(loader) < 1:
+        raise TrainingError("nothing to train: the loader has no batch")
+    target = _device(device)
     torch.manual_seed(settings.seed)
     batches = calibration if calibration is not None else _first(loader, 3)
+    if len(batches) == 0:
+        raise DataError("no calibration images")
     example = batches[0][0][:1].float().cpu()
     traced = trace(copy.deepcopy(model).cpu(), example)
     classes = classes if classes is not None else _class_count(model, example)
@@ -105,6 +121,8 @@ def train(
         _check_batch(images, labels, classes)
     guide = None
     if settings.distillation > 0:
+        if teacher is not None and _class_count(teacher, example) != classes:
+            raise TrainingError(f"the teacher tells {_class_count(teacher, example)} classes apart, not {classes}")
         guide = Teacher(copy.deepcopy(teacher or model), target, settings.precision, teacher_cache)
 
     method = copy.deepcopy(method)
@@ -281,6 +299,16 @@ def _load_start(model: nn.Module, start: Mapping[str, Tensor]) -> None:
     missing = [name for name in missing if not name.endswith(("num_batches_tracked", ".threshold", ".level"))]
     if missing or unknown:
         raise TrainingError(f"the start weights do not fit: missing {missing[:5]}, unknown {list(unknown)[:5]}")
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The wanted device, else CUDA where there is one, else the CPU. Raises TrainingError where it is missing."""
+    device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise TrainingError(f"cannot train on {device}: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
