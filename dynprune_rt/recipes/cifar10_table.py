@@ -48,15 +48,19 @@ def markdown(rows: Rows) -> str:
         if (row["arch"], row["method"]) in PUBLISHED:
             baseline, error, cut, long = PUBLISHED[row["arch"], row["method"]]
             paper = f"{100 - baseline:.2f} to {100 - error:.2f} % at {100 - cut:.1f} % left, {long} epochs"
-        lines.append(
-            f"| {name} | {row['method']} | {epochs} | {row['test_accuracy']:.2%}{dense} | "
-            f"{activity['macs_left']:.1%} | {activity['static_share']:.0%} | {shown} | {', '.join(_percent(r) for r in rivals)} | {paper} |"
+        cells = (
+            name,
+            row["method"],
+            epochs,
+            f"{row['test_accuracy']:.2%}{dense}",
+            f"{activity['macs_left']:.1%}",
+            f"{activity['static_share']:.0%}",
+            shown,
+            ", ".join("-" if rival is None else f"{rival:.2%}" for rival in rivals),
+            paper,
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _percent(accuracy: float | None) -> str:
-    return "-" if accuracy is None else f"{accuracy:.2%}"
 
 
 def points(rows: Rows, by: str) -> list[Point]:
