@@ -77,7 +77,6 @@ class PlanBuilder {
   std::shared_ptr<Plan> finish(int64_t arena_size);
 
  private:
-  void need_thread_scratch(size_t floats);
   template <class StepType>
   void append(const std::string& name, const std::string& op, std::unique_ptr<StepType> step) {
     step->name = name;

@@ -86,11 +86,11 @@ struct ChannelFinish {
   DYNPRUNE_INLINE Vec operator()(Vec sum, Vec residual) const {
     if constexpr (Kind == EpilogueKind::kFull) return FullFinish(epilogue)(sum, channel, residual);
     const Vec v = add(sum, broadcast(channel.bias));
-    if constexpr (Kind == EpilogueKind::kPlain) return clamp(v, broadcast(plain.lo), broadcast(plain.hi));
+    if constexpr (Kind == EpilogueKind::kPlain) return limit(v, broadcast(plain.lo), broadcast(plain.hi));
     const Clamp limits = Kind == EpilogueKind::kGated ? epilogue.inner : epilogue.outer;
     const Vec lo = broadcast(limits.lo), hi = broadcast(limits.hi);
-    return Kind == EpilogueKind::kGated ? mul(clamp(v, lo, hi), broadcast(channel.gate))
-                                        : clamp(add(v, residual), lo, hi);
+    return Kind == EpilogueKind::kGated ? mul(limit(v, lo, hi), broadcast(channel.gate))
+                                        : limit(add(v, residual), lo, hi);
   }
 };
 
