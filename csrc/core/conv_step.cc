@@ -30,6 +30,7 @@ struct Algorithm {
   double cycles;
 };
 constexpr const char* kChannelLanes = "channel lanes";
+constexpr const char* kStem = "winograd F(4x4, 4x4)";
 constexpr const char* kWinograd4 = "winograd F(4x4)";
 constexpr const char* kWinograd2 = "winograd F(2x2)";
 
@@ -66,6 +67,11 @@ ConvStep::ConvStep(const Plan& plan, ConvParams params) : p_(std::move(params)) 
   if (p_.channel_lanes) {
     lanes_weights_ = packed_floats(plan.kernels->channel_lanes_sizes(strided_).weights);
     plan.kernels->channel_lanes_pack(strided_, p_.weights, lanes_weights_.get());
+  }
+  if (p_.stem) {
+    stem_ = {in_channels_, out_channels_, plan.shape_of(in), plan.shape_of(out)};
+    stem_weights_ = packed_floats(plan.kernels->stem_sizes(stem_).weights);
+    plan.kernels->stem_pack(stem_, p_.weights, stem_weights_.get());
   }
   if (p_.winograd_m) {
     winograd_ = {in_channels_, out_channels_, p_.winograd_m, plan.shape_of(out)};
@@ -137,6 +143,10 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     const double cycles = cpu::channel_lanes_cycles(*plan.kernels, strided_, in.live, out.live);
     if (cycles < algorithm.cycles || p_.stride_h * p_.stride_w > 1) algorithm = {kChannelLanes, cycles};
   }
+  if (p_.stem) {
+    const double cycles = cpu::stem_cycles(stem_, in.live, out.live);
+    if (cycles < algorithm.cycles) algorithm = {kStem, cycles};
+  }
   if (p_.winograd_m) {
     const double cycles = cpu::winograd_cycles(*plan.kernels, winograd_, p_.winograd_form, in.live, out.live);
     if (cycles < algorithm.cycles) algorithm = {p_.winograd_m == 4 ? kWinograd4 : kWinograd2, cycles};
@@ -164,6 +174,16 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
       if (share.first < share.last)
         plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_.get(), v, call, share.first,
                                       share.last, context.thread_scratch + rank * plan.thread_scratch_size);
+    });
+    return;
+  }
+
+  if (algorithm.name == kStem) {
+    const int32_t rows = (direct_.out.height + 3) / 4;
+    parallel([&](int rank) {
+      const Share row = share_of(rows, rank, size);
+      plan.kernels->conv_stem(stem_, stem_weights_.get(), call, row.first, row.last,
+                              context.thread_scratch + rank * plan.thread_scratch_size);
     });
     return;
   }
