@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kParities = 4;
 constexpr int kVectors = 2;  // of tiles side by side
-constexpr int kOutputs = 8;  // at a time
+constexpr int kOutputs = 4;  // at a time
 constexpr int kElements = kStemElements * kStemElements;
 constexpr int kTileColumns = 2 * kStemOutputs;  // of the input
 
