@@ -73,10 +73,9 @@ inline double channel_lanes_cycles(const KernelTable& table, const StridedShape&
   const int vectors = kBlock / table.lanes;  // of a block
   const int rows = panel_rows(shape, live_in, tiling.rows);
   const int touched = static_cast<int>(blocks_touched(shape.out_channels, live_out, kChannelBlock) + 0.5);
-  const bool compact = compaction_pays(touched, live_out, rows * shape.out.width);
+  const bool compact = moving_pays(touched, live_out, rows * shape.out.width);
   const int blocks = compact ? ceil_div(live_out, kChannelBlock) : touched;
-  int most = group_blocks(shape, live_in, tiling);
-  if (compact) most = compact_blocks(shape, live_in, most);
+  const int most = compact && tiling.blocks > kMovedBlocks ? kMovedBlocks : tiling.blocks;
   const int groups = ceil_div(blocks, most);
   const double weights = static_cast<double>(blocks) / groups * vectors;  // vectors, of a group
   const double steps = static_cast<double>(shape.taps) * live_in;
