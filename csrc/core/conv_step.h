@@ -39,7 +39,7 @@ struct ConvParams {
 
 class ConvStep final : public Step {
  public:
-  ConvStep(const Plan& plan, ConvParams params);
+  ConvStep(Plan& plan, ConvParams params);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
@@ -57,12 +57,8 @@ class ConvStep final : public Step {
   cpu::DirectShape direct_{};
   cpu::StridedShape strided_{};
   cpu::WinogradShape winograd_{};
-  struct Free {
-    void operator()(float* p) const;
-  };
-  using Packed = std::unique_ptr<float, Free>;
-  static Packed packed_floats(size_t floats);
-  Packed lanes_weights_, winograd_weights_;
+  float* lanes_weights_ = nullptr;
+  float* winograd_weights_ = nullptr;
 };
 
 }  // namespace dynprune
