@@ -105,18 +105,26 @@ int32_t moved_group(const StridedShape& shape, const float* packed, const ConvCa
 // Moves the weights of live outputs [first, last) and live inputs [i0, i1) together.
 void move_weights(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first, int32_t last,
                   int32_t i0, int32_t i1, float* scratch) {
+  // Live lanes out of one or two vectors of stored ones: where half of the outputs are live, two fill one.
   struct Source {
     LaneChoice choice;
-    const float* stored;
+    const float *vector, *second;
     int32_t count;
   } source[kMovedBlocks * kChannelBlock];
+  const auto stored = [&](int32_t vector) {
+    return packed + vector / kVecsPerBlock * block_floats(shape) + vector % kVecsPerBlock * kLanes;
+  };
   int sources = 0;
   for (int32_t k = first; k < last; ++sources) {
     const int32_t vector = call.out_channel[k] / kLanes;
-    int32_t lanes[kLanes] = {}, count = 0;
-    for (; k < last && call.out_channel[k] / kLanes == vector; ++k) lanes[count++] = call.out_channel[k] % kLanes;
-    source[sources] = {LaneChoice(lanes),
-                       packed + vector / kVecsPerBlock * block_floats(shape) + vector % kVecsPerBlock * kLanes, count};
+    int32_t second = vector, lanes[kLanes] = {}, count = 0;
+    for (; k < last && count < kLanes; ++k) {
+      const int32_t own = call.out_channel[k] / kLanes;
+      if (own != second && second != vector) break;
+      second = own;
+      lanes[count++] = call.out_channel[k] % kLanes + (own == vector ? 0 : kLanes);
+    }
+    source[sources] = {LaneChoice(lanes), stored(vector), stored(second), count};
   }
   const int64_t step = static_cast<int64_t>(ceil_div(last - first, kChannelBlock)) * kChannelBlock;
   const int32_t distance = fetch_distance(shape.taps);
@@ -128,9 +136,11 @@ void move_weights(const StridedShape& shape, const float* packed, const ConvCall
       // Whole vectors: what is written beyond the live lanes is overwritten by the next vector or row.
       float* to = scratch;
       for (int s = 0; s < sources; to += source[s++].count) {
-        const float* stored = source[s].stored + at + t * kChannelBlock;
-        fetch(stored + gap);
-        store(to, choose_lanes(load(stored), source[s].choice));
+        const float* a = source[s].vector + at + t * kChannelBlock;
+        const float* b = source[s].second + at + t * kChannelBlock;
+        fetch(a + gap);
+        fetch(b + gap);
+        store(to, choose_lanes(load(a), load(b), source[s].choice));
       }
     }
   }
