@@ -71,6 +71,7 @@ class PlanBuilder:
         tap_offset: Sequence[int],
         bias: int,
         gate: int,
+        gate_is_mask: bool,
         shift: int,
         residual_map: int,
         residual_live: int,

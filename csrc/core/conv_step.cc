@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/plane_reduction.h"
 #include "cpu/conv_cost.h"
 
 namespace dynprune {
@@ -72,7 +73,7 @@ cpu::Epilogue ConvStep::epilogue(const Plan& plan, const Context& context, const
     residual = context.residual_planes;
   }
   return {plan.flat_or_null(context, p_.bias),
-          plan.flat_or_null(context, p_.gate),
+          p_.gate_is_mask && context.skip ? nullptr : plan.flat_or_null(context, p_.gate),
           plan.flat_or_null(context, p_.shift),
           residual,
           p_.inner,
@@ -264,11 +265,8 @@ void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team
   }
   const auto part = [&](int rank, int size) {
     const Share share = share_of(stored.count, rank, size);
-    for (int32_t i = share.first; i < share.last; ++i) {
-      const float* x = plan.plane(context, p_.out_map, stored.index[i]);
-      for (const PoolOutput& pool : p_.pools)
-        plan.flat(context, pool.flat)[stored.index[i]] = plan.kernels->plane_reduce(pool.kind, direct_.out, x);
-    }
+    for (const PoolOutput& pool : p_.pools)
+      reduce_channels(plan, context, pool.kind, p_.out_map, stored, share, plan.flat(context, pool.flat));
   };
   if (static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
     part(0, 1);

@@ -24,6 +24,7 @@ struct ConvParams {
   std::vector<int32_t> tap_offset;
   const float* weights = nullptr;            // [K][C/groups][taps], kept alive by the plan's owner
   int32_t bias = -1, gate = -1, shift = -1;  // flat tensors [K]
+  bool gate_is_mask = false;  // every channel of out_list has gate 1: multiplied by only where skipping is off
   cpu::Clamp inner, outer;
   int32_t in_list = -1;      // channels of the input that are stored
   int32_t out_list = -1;     // channels to compute

@@ -41,7 +41,7 @@ struct OwnedPlaneShape {
   std::vector<uint16_t> store_mask;
 };
 
-// The channels that a step executes for one image, ascending.
+// The channels that a step executes for one image, ascending (but see LiveListDesc::live_first).
 struct LiveList {
   const int32_t* index;
   int32_t count;  // entries to execute
@@ -56,6 +56,8 @@ struct LiveListDesc {
   std::vector<int32_t> constant;
   bool is_constant = false;
   int32_t include = -1, exclude = -1;
+  // With skipping off: the live channels first, then the others, so that packed maps keep their order.
+  bool live_first = false;
 };
 
 // What one step did for one image; filled only while profiling.

@@ -64,13 +64,14 @@ int32_t PlanBuilder::add_constant_list(std::vector<int32_t> channels) {
   return static_cast<int32_t>(plan_->lists.size()) - 1;
 }
 
-int32_t PlanBuilder::add_live_list(int32_t capacity, int32_t include, int32_t exclude) {
+int32_t PlanBuilder::add_live_list(int32_t capacity, int32_t include, int32_t exclude, bool live_first) {
   check_mask(include, capacity);
   check_mask(exclude, capacity);
   LiveListDesc desc;
   desc.capacity = capacity;
   desc.include = include;
   desc.exclude = exclude;
+  desc.live_first = live_first;
   desc.slot = plan_->list_pool_size;
   plan_->list_pool_size += capacity + 1;  // the branch-free fill writes one entry past the last
   plan_->lists.push_back(std::move(desc));
@@ -101,8 +102,8 @@ void PlanBuilder::check_list(int32_t list, int32_t channels, bool optional) cons
     fail("a live list names channels that the map lacks");
 }
 
-void PlanBuilder::need_thread_scratch(size_t floats) {
-  plan_->thread_scratch_size = std::max(plan_->thread_scratch_size, (static_cast<int64_t>(floats) + 15) / 16 * 16);
+void PlanBuilder::need_thread_scratch(size_t bytes) {
+  plan_->thread_scratch_size = std::max(plan_->thread_scratch_size, static_cast<int64_t>((bytes + 63) / 64 * 16));
 }
 
 void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
@@ -146,7 +147,7 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
     if (!has_winograd() || p.groups != 1 || p.kernel_h != 3 || p.kernel_w != 3 || p.winograd_scratch < 0)
       fail(name + ": not a Winograd convolution");
     const cpu::WinogradShape shape{in, out, p.winograd_m, plan_->shape_of(p.out_map)};
-    need_thread_scratch(plan_->kernels->winograd_sizes(shape, p.winograd_form).thread_scratch);
+    need_thread_scratch(sizeof(float) * plan_->kernels->winograd_sizes(shape, p.winograd_form).thread_scratch);
   }
   if (p.channel_lanes) {
     const cpu::StridedShape shape{in,
@@ -158,7 +159,7 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
                                   p.stride_w,
                                   plan_->shape_of(p.out_map)};
     p.channel_lanes = strided || cpu::channel_lanes_pay(*plan_->kernels, shape);
-    if (p.channel_lanes) need_thread_scratch(plan_->kernels->channel_lanes_sizes(shape).thread_scratch);
+    if (p.channel_lanes) need_thread_scratch(sizeof(float) * plan_->kernels->channel_lanes_sizes(shape).thread_scratch);
   }
   append(name, "conv2d", std::make_unique<ConvStep>(*plan_, std::move(p)));
 }

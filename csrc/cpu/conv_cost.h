@@ -45,7 +45,7 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const int vectors = static_cast<int>((end + table.lanes - 1) / table.lanes);
   const bool half = table.lanes == 16 && (end - 1) % 16 < 8;
   const DirectTiles tiles = direct_tiles(table.lanes);
-  const DirectSplit split = split_positions(tiles, live_out, vectors, half);
+  const DirectSplit& split = position_split(TileUse::kDirect, table.lanes, live_out, vectors, half);
   const double per_output = 4.0;  // epilogue and store of a vector
   const double per_tile = 40.0;   // set-up of outputs * vectors / tile size
   const double start = 300.0;
@@ -136,7 +136,7 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   // Live outputs are multiplied in groups; how many tiles they make up.
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const int group = live_out < kChannelBlock ? live_out : kChannelBlock;
-  const DirectSplit split = split_positions(tiles, group, grid.vectors, grid.half());
+  const DirectSplit& split = position_split(TileUse::kMultiply, table.lanes, group, grid.vectors, grid.half());
   const double groups = static_cast<double>(live_out) / group;
   const int widest = split.parts ? ceil_div(split.full_vectors, split.parts) : split.half_tile_vectors + 1;
   const int calls = (split.parts + split.half_tile) * ceil_div(group, max_channels(tiles, widest));

@@ -58,5 +58,41 @@ struct FullFinish {
   }
 };
 
+// Epilogues that are common enough for code of their own: fewer instructions, the same bits (up to the sign of zero).
+enum class EpilogueKind {
+  kPlain,  // bias, clamp
+  kGated,  // bias, clamp, gate
+  kAdded,  // bias, residual, clamp
+  kFull,
+};
+constexpr int kEpilogueKinds = 4;
+
+DYNPRUNE_INLINE bool is_unbounded(Clamp c) { return c.lo == -__builtin_inff() && c.hi == __builtin_inff(); }
+
+inline EpilogueKind epilogue_kind(const Epilogue& e) {
+  if (is_plain(e)) return EpilogueKind::kPlain;
+  if (!e.shift && !e.residual && is_unbounded(e.outer)) return EpilogueKind::kGated;
+  if (!e.shift && !e.gate && is_unbounded(e.inner)) return EpilogueKind::kAdded;
+  return EpilogueKind::kFull;
+}
+
+// Finishes vectors of one channel. `residual` is read only where the epilogue has one.
+template <EpilogueKind Kind>
+struct ChannelFinish {
+  const Epilogue& epilogue;
+  const ChannelEpilogue& channel;
+  Clamp plain = merged_clamp(epilogue);
+  static constexpr bool kMayAdd = Kind == EpilogueKind::kAdded || Kind == EpilogueKind::kFull;
+  DYNPRUNE_INLINE Vec operator()(Vec sum, Vec residual) const {
+    if constexpr (Kind == EpilogueKind::kFull) return FullFinish(epilogue)(sum, channel, residual);
+    const Vec v = add(sum, broadcast(channel.bias));
+    if constexpr (Kind == EpilogueKind::kPlain) return limit(v, broadcast(plain.lo), broadcast(plain.hi));
+    const Clamp limits = Kind == EpilogueKind::kGated ? epilogue.inner : epilogue.outer;
+    const Vec lo = broadcast(limits.lo), hi = broadcast(limits.hi);
+    return Kind == EpilogueKind::kGated ? mul(limit(v, lo, hi), broadcast(channel.gate))
+                                        : limit(add(v, residual), lo, hi);
+  }
+};
+
 }  // namespace
 }  // namespace dynprune::cpu

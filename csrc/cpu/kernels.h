@@ -185,8 +185,8 @@ using PlaneUnaryFn = void (*)(Unary, float a, float b, const PlaneShape&, const 
 using PlaneBinaryFn = void (*)(Binary, Clamp, const PlaneShape&, const float* x0, const float* x1, float scalar,
                                float* y);
 using PlaneFillFn = void (*)(const PlaneShape&, float value, float* y);
-// Reduction over the pixels of one plane in one fixed order (block lanes, then a fixed tree).
-using PlaneReduceFn = float (*)(Reduce, const PlaneShape&, const float* x);
+// y[p] = reduction over the pixels of plane x[p], in one fixed order (block lanes, then a fixed tree).
+using PlaneReduceFn = void (*)(Reduce, const PlaneShape&, const float* const* x, int32_t n, float* y);
 
 struct PoolShape {
   PlaneShape in, out;
@@ -246,6 +246,7 @@ struct FlatOp {
 // ---- the table --------------------------------------------------------------------------------
 
 struct QuantizedKernels;  // cpu/quantized_kernels.h
+struct Bf16Kernels;       // cpu/bf16_kernels.h
 
 struct KernelTable {
   const char* isa;
@@ -278,6 +279,7 @@ struct KernelTable {
   const FlatOp* flat_ops;
   int32_t n_flat_ops;
   const QuantizedKernels* quantized;
+  const Bf16Kernels* bf16;
 };
 
 // Each family fills its part; defined once per ISA in the family's source, e.g. fill_conv_direct_avx512.

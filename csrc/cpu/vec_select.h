@@ -52,6 +52,11 @@ DYNPRUNE_INLINE Vec swap_lanes(Vec v) {
   if (kDistance == 4) return _mm512_shuffle_f32x4(v, v, 0xb1);
   return kDistance == 2 ? _mm512_permute_ps(v, 0x4e) : _mm512_permute_ps(v, 0xb1);
 }
+// In every four lanes: two of `a`, then two of `b`, as the bits of kChoice say.
+template <int kChoice>
+DYNPRUNE_INLINE Vec shuffle(Vec a, Vec b) {
+  return _mm512_shuffle_ps(a, b, kChoice);
+}
 
 #elif defined(__AVX2__)
 
@@ -115,6 +120,10 @@ template <int kDistance>
 DYNPRUNE_INLINE Vec swap_lanes(Vec v) {
   if (kDistance == 4) return _mm256_permute2f128_ps(v, v, 1);
   return kDistance == 2 ? _mm256_permute_ps(v, 0x4e) : _mm256_permute_ps(v, 0xb1);
+}
+template <int kChoice>
+DYNPRUNE_INLINE Vec shuffle(Vec a, Vec b) {
+  return _mm256_shuffle_ps(a, b, kChoice);
 }
 
 #else
@@ -194,6 +203,34 @@ DYNPRUNE_INLINE float fold_block(const Vec (&block)[kVecsPerBlock], Combine comb
   v = combine(v, swap_lanes<2>(v));
   v = combine(v, swap_lanes<1>(v));
   return v[0];
+}
+
+// fold_block for kLanes blocks at once: lane i is the value of block[i], in the bits that fold_block would give.
+template <class Combine>
+DYNPRUNE_INLINE Vec fold_blocks(const Vec (&block)[kLanes][kVecsPerBlock], Combine combine) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  // Every step combines lanes of two vectors that lie so far apart, and packs the results of both.
+  Vec quarters[4];
+  for (int e = 0; e < 4; ++e) {
+#if defined(__AVX512F__)
+    const auto halve = [&](Vec a, Vec b) {
+      return combine(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    const Vec a = halve(block[e][0], block[e + 4][0]), b = halve(block[e + 8][0], block[e + 12][0]);
+    quarters[e] = combine(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+#else
+    const Vec a = combine(block[e][0], block[e][1]), b = combine(block[e + 4][0], block[e + 4][1]);
+    quarters[e] = combine(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+#endif
+  }
+  const auto pairs = [&](Vec a, Vec b) { return combine(shuffle<0x44>(a, b), shuffle<0xee>(a, b)); };
+  const Vec even = pairs(quarters[0], quarters[1]), odd = pairs(quarters[2], quarters[3]);
+  return combine(shuffle<0x88>(even, odd), shuffle<0xdd>(even, odd));
+#else
+  Vec values = zero();
+  for (int i = 0; i < kLanes; ++i) values[i] = fold_block(block[i], combine);
+  return values;
+#endif
 }
 
 // Applies a scalar function to each lane.

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 #: Floats that the kernels work on at once, on every ISA (kBlock in csrc/cpu/kernels.h).
 BLOCK = 16
-#: Channels of a quantised map in one plane (kChannelsPerWord in csrc/cpu/quantized_kernels.h).
-GROUP = 4
 #: Rows that Winograd tiles may hang over the last row of a map, and the reach of vector loads.
 _OVERHANG_ROWS = 5
 

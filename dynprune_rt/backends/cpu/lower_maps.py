@@ -9,6 +9,13 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.geometry import convolution_taps
+from dynprune_rt.backends.cpu.lower_bf16 import (
+    lower_bf16_conv2d,
+    lower_bf16_max_pool,
+    lower_bf16_reduce,
+    lower_pack,
+    lower_unpack,
+)
 from dynprune_rt.backends.cpu.lower_quantized import (
     lower_dequantize,
     lower_quantize,
@@ -17,6 +24,7 @@ from dynprune_rt.backends.cpu.lower_quantized import (
     lower_quantized_reduce,
 )
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, WinogradSite, lower_linear
+from dynprune_rt.backends.cpu.pass_through import passes_unchanged
 from dynprune_rt.backends.cpu.storage import FlatView, MapView
 from dynprune_rt.ir.graph import Node, Value
 from dynprune_rt.ir.types import QUANTIZED
@@ -64,6 +72,8 @@ def _operand(node: Node, index: int) -> Value | None:
 def _conv2d(recorder: Recorder, node: Node) -> bool:
     x, weight, bias, gate, shift, residual = (_operand(node, i) for i in range(6))
     assert x is not None and weight is not None
+    if x.type.dtype == "bf16":
+        return lower_bf16_conv2d(recorder, node)
     y = node.output
     weights = np.ascontiguousarray(recorder.graph.constant(weight))
     kernel = (weights.shape[2], weights.shape[3])
@@ -111,7 +121,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     out_list = recorder.list_of(computed, None, out_channels)
     stored_list = recorder.list_of(y.live, None, out_channels) if pools else None
     pass_list = None
-    free_pass = out is residual_view and residual is not None and _passes_unchanged(residual, shift, outer)
+    free_pass = out is residual_view and residual is not None and passes_unchanged(residual, shift, outer)
     if node.computed is not None and node.computed is not y.live and not free_pass:
         pass_list = recorder.list_of(y.live, node.computed, out_channels)
 
@@ -127,6 +137,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     else:
         shift_flat = recorder.constant_vector(shift, out_channels)
     gate_flat = None if gate is None else recorder.as_flat(gate)
+    gate_is_mask = gate is not None and recorder.is_own_mask(gate, computed)
     residual_live = None if residual is None else recorder.mask_flat(residual.live)
     pool_flats = [recorder.new_flat(v) for v in node.outputs[1:]]
     macs_per_pair = math.prod(_size(y)) * math.prod(kernel)
@@ -143,6 +154,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
             bias=recorder.flat_id(bias_flat),
             gate=recorder.flat_id(gate_flat),
+            gate_is_mask=gate_is_mask,
             shift=recorder.flat_id(shift_flat),
             residual_map=-1 if residual_view is None else recorder.map_id(residual_view),
             residual_live=recorder.flat_id(residual_live),
@@ -163,30 +175,6 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
         writes=[out, *pool_flats],
     )
     return True
-
-
-def _passes_unchanged(residual: Value, shift: Value | None, outer: tuple[float, float]) -> bool:
-    """True when ``clamp(residual, outer)`` is the residual itself, so that skipped channels cost nothing."""
-    if shift is not None or residual.live is not None:
-        return False
-    low, high = outer
-    return high == math.inf and (low == -math.inf or (low <= 0 and _is_non_negative(residual)))
-
-
-def _is_non_negative(value: Value) -> bool:
-    node = value.producer
-    if node is None:
-        return False
-    if node.op == "conv2d":
-        return float(node.attrs.get("outer", _UNBOUNDED)[0]) >= 0
-    if node.op == "clamp":
-        return float(node.attrs["lo"]) >= 0
-    if node.op in ("max_pool2d", "avg_pool2d", "index_select", "slice"):
-        source = node.inputs[0]
-        return source is not None and _is_non_negative(source)
-    if node.op == "cat":
-        return all(v is not None and _is_non_negative(v) for v in node.inputs)
-    return node.op in ("relu", "abs", "square", "sigmoid", "hardsigmoid", "softplus", "exp")
 
 
 def _is_winograd_shape(
@@ -283,6 +271,10 @@ def _affine(recorder: Recorder, node: Node) -> bool:
 
 def _cast(recorder: Recorder, node: Node) -> bool:
     x = node.inputs[0]
+    if node.output.type.dtype == "bf16":
+        return lower_pack(recorder, node)
+    if x is not None and x.type.dtype == "bf16":
+        return lower_unpack(recorder, node)
     if x is None or not _is_plane_map(x) or node.output.type.dtype not in ("f32", "bool"):
         return False
     if node.output.type.dtype == "bool" and x.type.dtype == "f32":
@@ -374,6 +366,8 @@ def _pool(kind: str) -> Handler:
         x = node.inputs[0]
         if x is not None and x.type.dtype in QUANTIZED:
             return lower_quantized_max_pool(recorder, node, x)
+        if x is not None and x.type.dtype == "bf16":
+            return lower_bf16_max_pool(recorder, node, x)
         if x is None or not _is_plane_map(x):
             return False
         source, out = recorder.as_map(x), recorder.new_map(node.output)
@@ -411,6 +405,8 @@ def _pool(kind: str) -> Handler:
 
 def _spatial_reduce(recorder: Recorder, node: Node) -> bool:
     x = node.inputs[0]
+    if x is not None and x.type.dtype == "bf16":
+        return lower_bf16_reduce(recorder, node, x)
     if x is None or not _is_plane_map(x):
         return False
     source, live = recorder.as_map(x), recorder.live_list(x)
