@@ -1,8 +1,6 @@
 #include "core/conv_step.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 
 #include "core/plane_reduction.h"
 #include "cpu/conv_cost.h"
@@ -46,15 +44,7 @@ cpu::ConvCall outputs_of(const cpu::ConvCall& call, int32_t first, int32_t last)
 
 }  // namespace
 
-void ConvStep::Free::operator()(float* p) const { std::free(p); }
-
-ConvStep::Packed ConvStep::packed_floats(size_t floats) {
-  Packed memory(static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64)));
-  if (!memory) throw std::bad_alloc();
-  return memory;
-}
-
-ConvStep::ConvStep(const Plan& plan, ConvParams params) : p_(std::move(params)) {
+ConvStep::ConvStep(Plan& plan, ConvParams params) : p_(std::move(params)) {
   const MapRef& in = plan.maps[static_cast<size_t>(p_.in_map)];
   const MapRef& out = plan.maps[static_cast<size_t>(p_.out_map)];
   in_channels_ = in.channels() / p_.groups;
@@ -65,19 +55,19 @@ ConvStep::ConvStep(const Plan& plan, ConvParams params) : p_(std::move(params)) 
   strided_ = {in_channels_, out_channels_, direct_.taps,      p_.tap_offset.data(), plan.shape_of(in).pitch,
               p_.stride_h,  p_.stride_w,   plan.shape_of(out)};
   if (p_.channel_lanes) {
-    lanes_weights_ = packed_floats(plan.kernels->channel_lanes_sizes(strided_).weights);
-    plan.kernels->channel_lanes_pack(strided_, p_.weights, lanes_weights_.get());
+    lanes_weights_ = plan.packed.allocate(plan.kernels->channel_lanes_sizes(strided_).weights);
+    plan.kernels->channel_lanes_pack(strided_, p_.weights, lanes_weights_);
   }
   if (p_.stem) {
     stem_ = {in_channels_, out_channels_, plan.shape_of(in), plan.shape_of(out)};
-    stem_weights_ = packed_floats(plan.kernels->stem_sizes(stem_).weights);
-    plan.kernels->stem_pack(stem_, p_.weights, stem_weights_.get());
+    stem_weights_ = plan.packed.allocate(plan.kernels->stem_sizes(stem_).weights);
+    plan.kernels->stem_pack(stem_, p_.weights, stem_weights_);
   }
   if (p_.winograd_m) {
     winograd_ = {in_channels_, out_channels_, p_.winograd_m, plan.shape_of(out)};
     const cpu::WinogradSizes sizes = plan.kernels->winograd_sizes(winograd_, p_.winograd_form);
-    winograd_weights_ = packed_floats(sizes.weights);
-    plan.kernels->winograd_pack(winograd_, p_.winograd_form, p_.weights, winograd_weights_.get());
+    winograd_weights_ = plan.packed.allocate(sizes.weights);
+    plan.kernels->winograd_pack(winograd_, p_.winograd_form, p_.weights, winograd_weights_);
   }
 }
 
@@ -172,8 +162,8 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     parallel([&](int rank) {
       const Share share = share_of(call.n_out, rank, size);
       if (share.first < share.last)
-        plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_.get(), v, call, share.first,
-                                      share.last, context.thread_scratch + rank * plan.thread_scratch_size);
+        plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_, v, call, share.first, share.last,
+                                      context.thread_scratch + rank * plan.thread_scratch_size);
     });
     return;
   }
@@ -182,7 +172,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     const int32_t rows = (direct_.out.height + 3) / 4;
     parallel([&](int rank) {
       const Share row = share_of(rows, rank, size);
-      plan.kernels->conv_stem(stem_, stem_weights_.get(), call, row.first, row.last,
+      plan.kernels->conv_stem(stem_, stem_weights_, call, row.first, row.last,
                               context.thread_scratch + rank * plan.thread_scratch_size);
     });
     return;
@@ -199,7 +189,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
       const cpu::ConvCall part =
           outputs_of(call, block.first * cpu::kBlock, std::min(block.last * cpu::kBlock, call.n_out));
       if (part.n_out > 0 && row.first < row.last)
-        plan.kernels->conv_channel_lanes(strided_, lanes_weights_.get(), part, row.first, row.last,
+        plan.kernels->conv_channel_lanes(strided_, lanes_weights_, part, row.first, row.last,
                                          context.thread_scratch + rank * plan.thread_scratch_size);
     });
     return;

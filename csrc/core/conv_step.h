@@ -41,7 +41,7 @@ struct ConvParams {
 
 class ConvStep final : public Step {
  public:
-  ConvStep(const Plan& plan, ConvParams params);
+  ConvStep(Plan& plan, ConvParams params);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
@@ -60,12 +60,9 @@ class ConvStep final : public Step {
   cpu::StridedShape strided_{};
   cpu::StemShape stem_{};
   cpu::WinogradShape winograd_{};
-  struct Free {
-    void operator()(float* p) const;
-  };
-  using Packed = std::unique_ptr<float, Free>;
-  static Packed packed_floats(size_t floats);
-  Packed lanes_weights_, stem_weights_, winograd_weights_;
+  float* lanes_weights_ = nullptr;
+  float* stem_weights_ = nullptr;
+  float* winograd_weights_ = nullptr;
 };
 
 }  // namespace dynprune

@@ -37,23 +37,34 @@ struct Panel {
   int32_t step;       // from one pixel to the next: 1 or 2
 };
 
-// One register tile.
+// One register tile, for the inputs of a chunk.
 struct Tile {
   int64_t origin;       // floats of the first pixel's input in a plane
   int64_t next_origin;  // the same of a pixel of the next tile
-  const float* ahead;   // the next group's weights to fetch; null where the tile is the only one, which fetches its own
+  int32_t first, last;  // live inputs
+  // With every live input i the weights of input i + distance are fetched: of the block at `ahead`, or where that is
+  // null, because the tile is the only one to use them, of its own.
+  const float* ahead;
+  int32_t distance;
 };
 
-// sums[block][pixel][16], with bias, inner clamp, gate and shift.
+// Adds the chunk to sums[block][pixel][16]; after the last one also bias, inner clamp, gate and shift.
 template <int Blocks, int Rows, int Columns, int Step>
 void accumulate_tile(const Job& job, const Panel& panel, const ChannelGroup& group, const Tile& tile, float* sums) {
   constexpr int kVectors = Blocks * kVecsPerBlock, kPixels = Rows * Columns;
+  const auto sum_of = [&](int v, int p) __attribute__((always_inline)) {
+    return sums + (v / kVecsPerBlock * kPixels + p) * kChannelBlock + v % kVecsPerBlock * kLanes;
+  };
   Vec acc[kVectors][kPixels];
   DYNPRUNE_UNROLL for (int v = 0; v < kVectors; ++v) {
     DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) acc[v][p] = zero();
   }
+  if (tile.first > 0) {
+    DYNPRUNE_UNROLL for (int v = 0; v < kVectors; ++v) {
+      DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) acc[v][p] = load(sum_of(v, p));
+    }
+  }
   const float* const* input = panel.input;
-  const int32_t* column = group.column;
   const int32_t* tap_offset = panel.tap_offset;
   const int32_t taps = job.shape.taps, n_in = job.call.n_in;
   const int64_t row_pitch = panel.row_pitch;
@@ -62,12 +73,11 @@ void accumulate_tile(const Job& job, const Panel& panel, const ChannelGroup& gro
   const float* weight[Blocks];
   DYNPRUNE_UNROLL for (int b = 0; b < Blocks; ++b) weight[b] = group.weight[b];
   const float* ahead = tile.ahead;
-  const int32_t distance = ahead ? 0 : fetch_distance(taps);
-  for (int32_t i = 0; i < n_in; ++i) {
+  for (int32_t i = tile.first; i < tile.last; ++i) {
     const float* x = input[i] + tile.origin;
     fetch(input[i] + tile.next_origin);
-    const int64_t row = static_cast<int64_t>(column ? column[i] : i) * taps;
-    const int32_t coming = i + distance < n_in ? i + distance : n_in - 1;
+    const int64_t row = static_cast<int64_t>(group.moved ? i - tile.first : in_channel[i]) * taps;
+    const int32_t coming = i + tile.distance < n_in ? i + tile.distance : n_in - 1;
     const int64_t later = static_cast<int64_t>(in_channel[coming]) * taps * kChannelBlock;
     for (int32_t t = 0; t < taps; ++t) {
       const float* pixel = x + tap_offset[t];
@@ -94,19 +104,22 @@ void accumulate_tile(const Job& job, const Panel& panel, const ChannelGroup& gro
       }
     }
   }
+  if (tile.last < n_in) {
+    DYNPRUNE_UNROLL for (int v = 0; v < kVectors; ++v) {
+      DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) store(sum_of(v, p), acc[v][p]);
+    }
+    return;
+  }
   // All steps up to the shift, lane by lane; what needs planes is left to finish_tile.
   const Vec lo = broadcast(job.inner.lo), hi = broadcast(job.inner.hi);
   DYNPRUNE_UNROLL for (int v = 0; v < kVectors; ++v) {
     const Vec bias = load(group.bias + v * kLanes);
-    const auto put = [&](int p, Vec value) __attribute__((always_inline)) {
-      store(sums + (v / kVecsPerBlock * kPixels + p) * kChannelBlock + v % kVecsPerBlock * kLanes, value);
-    };
     if (job.plain) {
-      DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) put(p, limit(add(acc[v][p], bias), lo, hi));
+      DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) store(sum_of(v, p), limit(add(acc[v][p], bias), lo, hi));
     } else {
       const Vec gate = load(group.gate + v * kLanes), shift = load(group.shift + v * kLanes);
       DYNPRUNE_UNROLL for (int p = 0; p < kPixels; ++p) {
-        put(p, add(mul(limit(add(acc[v][p], bias), lo, hi), gate), shift));
+        store(sum_of(v, p), add(mul(limit(add(acc[v][p], bias), lo, hi), gate), shift));
       }
     }
   }
@@ -180,33 +193,46 @@ void finish_tile(const Job& job, const ChannelGroup& group, const Place& place, 
   }
 }
 
-// The rows of a panel, for a group of channels.
-void group_panel(const Job& job, const Panel& panel, const ChannelGroup& group) {
+// Live inputs [first, last) of a group, and what is to be fetched meanwhile: see Tile.
+struct Chunk {
+  int32_t first, last;
+  bool one_tile;  // fetches its own weights
+  int ahead_blocks;
+  const float* const* ahead;
+  int32_t distance;
+};
+
+// A chunk of inputs in the rows of a panel, for a group of channels. `sums` has room for those of the panel if there
+// are several chunks, of one tile otherwise.
+void group_panel(const Job& job, const Panel& panel, const ChannelGroup& group, const Chunk& chunk, float* sums) {
   const StridedShape& shape = job.shape;
   const PixelTiling& tiling = job.tiling;
-  alignas(64) float sums[(kMaxLaneBlocks * kMaxTileColumns + 16) * kChannelBlock];
-  const bool only_tile = tiling.parts == 1 && panel.last - panel.first <= tiling.rows && !group.moved;
+  const bool last_chunk = chunk.last == job.call.n_in, only_chunk = chunk.first == 0 && last_chunk;
   int tile_number = 0;
   for (int32_t y = panel.first, rows; y < panel.last; y += rows) {
     rows = tiling.rows;
     while (rows > panel.last - y) rows /= 2;
     const int64_t row_origin = panel.origin + (y - panel.first) * panel.row_pitch;
-    for (int part = 0; part < tiling.parts; ++part) {
+    for (int part = 0; part < tiling.parts; ++part, ++tile_number) {
       const int32_t x = balanced_begin(shape.out.width, tiling.parts, part);
       const int columns = balanced_begin(shape.out.width, tiling.parts, part + 1) - x;
-      const Place place{y, x, rows, columns};
       const int64_t origin = row_origin + x * panel.step;
       const int64_t next =
           part + 1 < tiling.parts ? origin + (2 * columns - 1) * panel.step : row_origin + rows * panel.row_pitch;
-      const float* ahead = only_tile ? nullptr : group.ahead[tile_number < group.ahead_blocks ? tile_number : 0];
-      const Tile tile{origin, next, ahead};
-      ++tile_number;
-      const int64_t first = static_cast<int64_t>(y) * shape.out.pitch + x;
-      for (int lane = 0; lane < group.blocks * kChannelBlock; ++lane) {
-        if (group.output[lane]) prefetch_for_write(group.output[lane] + first);
+      const float* ahead = chunk.ahead[tile_number < chunk.ahead_blocks ? tile_number : 0];
+      const Tile tile{origin, next, chunk.first, chunk.last, chunk.one_tile ? nullptr : ahead, chunk.distance};
+      if (last_chunk) {
+        const int64_t first = static_cast<int64_t>(y) * shape.out.pitch + x;
+        for (int lane = 0; lane < group.blocks * kChannelBlock; ++lane) {
+          if (group.output[lane]) prefetch_for_write(group.output[lane] + first);
+        }
       }
       tile_function(group.blocks, rows, columns, panel.step)(job, panel, group, tile, sums);
-      (job.plain ? finish_tile<true> : finish_tile<false>)(job, group, place, sums);
+      if (last_chunk) {
+        const Place place{y, x, rows, columns};
+        (job.plain ? finish_tile<true> : finish_tile<false>)(job, group, place, sums);
+      }
+      if (!only_chunk) sums += static_cast<int64_t>(rows) * columns * group.blocks * kChannelBlock;
     }
   }
 }
@@ -235,25 +261,30 @@ void gather_panel(const StridedShape& shape, const ConvCall& call, int32_t first
   }
 }
 
-// Parts of the thread's scratch, in floats: moved weights, gathered pixels and pointers to them.
+// Parts of the thread's scratch, in floats: moved weights, sums that wait for the next chunk, gathered pixels, and
+// pointers to those.
 struct Scratch {
-  int64_t weights, pixels, planes;
+  int64_t weights, sums, pixels, planes;
+  int64_t size() const { return weights + sums + pixels + planes; }
 };
 
 constexpr int64_t kFloatsPerPointer = sizeof(const float*) / 4;
 
-Scratch scratch_parts(const StridedShape& shape) {
-  const int64_t weights = kCompactBlocks * block_floats(shape) + 2 * kChannelBlock;
-  if (!gathers_pixels(shape)) return {weights, 0, 0};
-  const int64_t least = static_cast<int64_t>(shape.in_channels) * 2 * kMaxTileRows * shape.out.width;
-  const int64_t pointers = kFloatsPerPointer * shape.in_channels;
-  return {weights, kPanelBytes / 4 + least, pointers};
+constexpr Scratch scratch_parts(const StridedShape& shape) {
+  const int32_t most = most_inputs(shape, 1, true);  // with more blocks fewer inputs, the same bytes
+  const int64_t inputs = most < kMovedBlocks * shape.in_channels ? most : kMovedBlocks * shape.in_channels;
+  const int64_t moved = (inputs * shape.taps + 2 + 8 * kMovedBlocks * shape.taps) * kChannelBlock;
+  const int64_t waiting = chunked_pixels(shape) * kMaxLaneBlocks;
+  const int64_t in_tile = kMaxLaneBlocks * kMaxTileColumns;
+  const int64_t sums = ((waiting > in_tile ? waiting : in_tile) + kLanes) * kChannelBlock;
+  if (!gathers_pixels(shape)) return {moved, sums, 0, 0};
+  const int64_t pixels = kPanelBytes / 4 + int64_t{2} * kMaxTileRows * shape.in_channels * shape.out.width;
+  return {moved, sums, (pixels + 15) / 16 * 16, kFloatsPerPointer * shape.in_channels};
 }
 
 ChannelLanesSizes channel_lanes_sizes(const StridedShape& shape) {
-  const Scratch parts = scratch_parts(shape);
   return {static_cast<size_t>(ceil_div(shape.out_channels, kChannelBlock) * block_floats(shape)),
-          static_cast<size_t>(parts.weights + parts.pixels + parts.planes + kChannelBlock)};
+          static_cast<size_t>(scratch_parts(shape).size())};
 }
 
 void channel_lanes_pack(const StridedShape& shape, const float* weights, float* packed) {
@@ -273,12 +304,12 @@ void conv_channel_lanes(const StridedShape& shape, const float* packed, const Co
   const PixelTiling tiling = pixel_tiling(shape.out, kLanes);
   const Job job{shape, call, tiling, plain, plain ? merged_clamp(call.epilogue) : call.epilogue.inner};
   const Scratch parts = scratch_parts(shape);
-  float* pixels = thread_scratch + parts.weights;
-  const float** planes = reinterpret_cast<const float**>(pixels + (parts.pixels + 15) / 16 * 16);
+  float* sums = thread_scratch + parts.weights;
+  float* pixels = sums + parts.sums;
+  const float** planes = reinterpret_cast<const float**>(pixels + parts.pixels);
   const int32_t rows = panel_rows(shape, call.n_in, tiling.rows);
-  const bool compact = compaction_pays(blocks_with_live(call), call.n_out, rows * shape.out.width);
-  int most = group_blocks(shape, call.n_in, tiling);
-  if (compact) most = compact_blocks(shape, call.n_in, most);
+  const bool moves = moving_pays(blocks_with_live(call), call.n_out, rows * shape.out.width);
+  const int most = moves && tiling.blocks > kMovedBlocks ? kMovedBlocks : tiling.blocks;
   const int32_t no_offset = 0;
   const int64_t row_pitch = static_cast<int64_t>(shape.in_pitch) * shape.stride_h;
   for (int32_t y = first_row; y < last_row; y += rows) {
@@ -286,12 +317,30 @@ void conv_channel_lanes(const StridedShape& shape, const float* packed, const Co
     if (gathers) gather_panel(shape, call, y, end, pixels, planes);
     const Panel panel = gathers ? Panel{y, end, planes, 0, &no_offset, shape.out.width, 1}
                                 : Panel{y, end, call.input, y * row_pitch, shape.tap_offset, row_pitch, shape.stride_w};
+    const bool one_tile = tiling.parts == 1 && end - y <= tiling.rows && !moves;
     ChannelGroup group;
-    for (int32_t k = 0; k < call.n_out;) {
-      k = compact ? compact_group(shape, packed, call, k, most, thread_scratch, group)
-                  : stored_group(shape, packed, call, k, most, group);
-      fetch_next(shape, packed, call, k, group);
-      group_panel(job, panel, group);
+    for (int32_t k = 0, next; k < call.n_out; k = next) {
+      next = moves ? moved_group(shape, packed, call, k, most, thread_scratch, group)
+                   : stored_group(shape, packed, call, k, most, group);
+      const float* coming[kMaxLaneBlocks];
+      const int coming_blocks = stored_blocks(shape, packed, call, next < call.n_out ? next : 0, coming);
+      const int32_t size = input_chunk(shape, call.n_in, group.blocks, moves, one_tile);
+      int32_t i = 0;
+      do {  // also for no inputs at all
+        const int32_t i_end = call.n_in - i < size ? call.n_in : i + size;
+        if (moves) move_weights(shape, packed, call, k, next, i, i_end, thread_scratch);
+        const bool last = i_end == call.n_in;
+        const Chunk chunk{i,
+                          i_end,
+                          one_tile,
+                          last ? coming_blocks : group.stored_blocks,
+                          last ? coming : group.stored,
+                          one_tile ? fetch_distance(shape.taps)
+                          : last   ? -i
+                                   : size};
+        group_panel(job, panel, group, chunk, sums);
+        i = i_end;
+      } while (i < call.n_in);
     }
   }
 }

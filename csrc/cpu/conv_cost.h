@@ -19,7 +19,7 @@ namespace {
 // prefetching does not see.
 constexpr double kResidentWeights = 768 << 10;
 constexpr double kStreamBytes = 3.0;
-constexpr double kAdjoiningBytes = 4.5;  // where all weights of a step adjoin
+constexpr double kAdjoiningBytes = 6.0;  // where all weights of a step adjoin
 // Cycles that the direct kernel waits per byte of weights that another layer evicted: a tile reads as many streams as
 // it has outputs, and those of one tap per input are short.
 constexpr double kRowWait = 0.25;
@@ -56,9 +56,10 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const double line = row < 64 ? 64 : row;
   const double lines_of_row = shape.in_channels * row / line;
   const double lines = lines_of_row < live_in ? lines_of_row : live_in;
-  const double stream = stream_cycles(live_out * lines * line, row * shape.in_channels * shape.out_channels,
-                                      static_cast<double>(live_in) / shape.in_channels);
+  const double share = static_cast<double>(live_in) / shape.in_channels;
+  const double gaps = share < 0.5 ? 1.0 + 3.0 * (0.5 - share) : 1.0;
   const double all = row * shape.in_channels * shape.out_channels;
+  const double stream = all > kResidentWeights ? live_out * lines * line / kStreamBytes * gaps : 0.0;
   // A tile takes a few vectors of every plane: of more pages than the first-level translation buffer holds.
   const double pages = out.blocks * kBlock * sizeof(float) > 4096 && live_in > 64 ? 2.5 * live_in * tile_count : 0.0;
   const double wait = shape.taps == 1 && all > kEvictedWeights ? kRowWait * live_out * lines * line : 0.0;
@@ -73,10 +74,9 @@ inline double channel_lanes_cycles(const KernelTable& table, const StridedShape&
   const int vectors = kBlock / table.lanes;  // of a block
   const int rows = panel_rows(shape, live_in, tiling.rows);
   const int touched = static_cast<int>(blocks_touched(shape.out_channels, live_out, kChannelBlock) + 0.5);
-  const bool compact = compaction_pays(touched, live_out, rows * shape.out.width);
+  const bool compact = moving_pays(touched, live_out, rows * shape.out.width);
   const int blocks = compact ? ceil_div(live_out, kChannelBlock) : touched;
-  int most = group_blocks(shape, live_in, tiling);
-  if (compact) most = compact_blocks(shape, live_in, most);
+  const int most = compact && tiling.blocks > kMovedBlocks ? kMovedBlocks : tiling.blocks;
   const int groups = ceil_div(blocks, most);
   const double weights = static_cast<double>(blocks) / groups * vectors;  // vectors, of a group
   const double steps = static_cast<double>(shape.taps) * live_in;
@@ -100,8 +100,9 @@ inline double channel_lanes_cycles(const KernelTable& table, const StridedShape&
   const double block_bytes = static_cast<double>(shape.taps) * kChannelBlock * sizeof(float);
   const double bytes = block_bytes * live_in * touched;
   const double all = block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock);
-  const double stream = all > kResidentWeights ? bytes / kAdjoiningBytes * panels : 0.0;
-  return cycles > stream ? cycles : stream;
+  const double gaps = 1.0 + 2.0 * (1.0 - static_cast<double>(live_in) / shape.in_channels);
+  const double stream = all > kResidentWeights ? bytes / kAdjoiningBytes * gaps * panels : 0.0;
+  return cycles > stream ? cycles + 0.35 * stream : stream + 0.35 * cycles;
 }
 
 // Is a second copy of the weights worth its memory for a layer that the direct kernel can do as well?

@@ -15,6 +15,7 @@ namespace {
 // Finishes the sum at float `position` of the plane.
 template <bool Plain>
 struct Finisher {
+  const float* next_output = nullptr;  // the plane after this one: its lines are fetched while this one is computed
   PlainFinish plain;
   FullFinish full;
   ChannelEpilogue channel;
@@ -46,6 +47,7 @@ DYNPRUNE_INLINE void shifted_step(const DirectShape& shape, const float* x, cons
   }
   DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
     const int64_t position = (v0 + j) * kLanes;
+    prefetch_for_write(finish.next_output + position);
     store(y + position, keep(vector_mask(shape.out.store_mask, v0 + j), finish(acc[j], position)));
   }
 }
@@ -91,6 +93,7 @@ void columns_3x3(const DirectShape& shape, const float* x0, int32_t step, const 
     Vec middle = row_into(upper, in, 1);  // over the first two
     upper = row_into(zero(), in, 0);
     for (int32_t row = 0; row < out.height; ++row, position += out.pitch) {
+      prefetch_for_write(finish.next_output + position);
       load_row(in);
       const Vec v = finish(row_into(middle, in, 2), position);
       if (width >= kLanes) {
@@ -135,7 +138,8 @@ void depthwise_planes(const DirectShape& shape, const float* weights, const Conv
   const bool by_columns = is_3x3_rows(shape) && columns_pay(shape.out);
   for (int32_t i = 0; i < call.n_out; ++i) {
     const int32_t channel = call.out_channel[i];
-    const Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    finish.next_output = call.output[i + 1 < call.n_out ? i + 1 : i];
     const float* x = call.input[i];
     const float* w = weights + static_cast<int64_t>(channel) * shape.taps;
     float* y = call.output[i];
@@ -171,6 +175,7 @@ bool is_3x3_by_two(const StridedShape& shape) {
 // Stores a vector of sums that starts at float `position` of the plane; lanes outside `bits` are not pixels of it.
 template <bool Plain>
 DYNPRUNE_INLINE void put_lanes(float* y, Vec sum, int64_t position, uint32_t bits, const Finisher<Plain>& finish) {
+  prefetch_for_write(finish.next_output + position);
   if constexpr (Plain) {
     store_lanes(y + position, bits, finish.plain(sum, finish.bias));
   } else {
@@ -268,7 +273,8 @@ void strided_planes(const StridedShape& shape, const float* weights, const ConvC
   const bool by_two = is_3x3_by_two(shape);
   for (int32_t i = 0; i < call.n_out; ++i) {
     const int32_t channel = call.out_channel[i];
-    const Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    finish.next_output = call.output[i + 1 < call.n_out ? i + 1 : i];
     const float* w = weights + static_cast<int64_t>(channel) * shape.taps;
     if (!call.input[i]) {
       zero_plane(zeros, call.output[i], finish);
