@@ -154,17 +154,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   };
 
   if (algorithm.name == kWinograd4 || algorithm.name == kWinograd2) {
-    float* v = context.arena + p_.winograd_scratch;
-    parallel([&](int rank) {
-      const Share share = share_of(call.n_in, rank, size);
-      plan.kernels->winograd_input(winograd_, call, share.first, share.last, v);
-    });
-    parallel([&](int rank) {
-      const Share share = share_of(call.n_out, rank, size);
-      if (share.first < share.last)
-        plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_, v, call, share.first, share.last,
-                                      context.thread_scratch + rank * plan.thread_scratch_size);
-    });
+    run_winograd(plan, context, call, size, parallel);
     return;
   }
 
@@ -206,6 +196,37 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     if (part.n_out > 0 && pixels.first < pixels.last)
       plan.kernels->conv_direct(direct_, weights, part, pixels.first, pixels.last);
   });
+}
+
+// A thread takes a band of rows where there are enough of them: what another core has written costs about ten times
+// as much to read as what this one has, so that bands, of which only the edges are shared, scale where channels do not
+// (measured with two threads: a ResNet-18 1.88 instead of 1.6 times as fast as with one, a CIFAR ResNet-56 1.45 instead
+// of 1.25).
+template <class Parallel>
+void ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, int size,
+                            const Parallel& parallel) const {
+  float* v = context.arena + p_.winograd_scratch;
+  const auto input = [&](cpu::TileRows rows, Share share, float* to) {
+    plan.kernels->winograd_input(winograd_, rows, call, share.first, share.last, to);
+  };
+  const auto output = [&](cpu::TileRows rows, Share share, const float* from, int rank) {
+    if (share.first < share.last)
+      plan.kernels->winograd_output(winograd_, rows, p_.winograd_form, winograd_weights_, from, call, share.first,
+                                    share.last, context.thread_scratch + rank * plan.thread_scratch_size);
+  };
+  const cpu::WinogradBands bands = cpu::winograd_bands(winograd_, plan.kernels->lanes);
+  if (size > 1 && size <= bands.most()) {
+    const int64_t own = cpu::winograd_band_scratch(*plan.kernels, winograd_, p_.winograd_form, size);
+    parallel([&](int rank) {
+      const cpu::TileRows rows = bands.rows(rank, size);
+      input(rows, {0, call.n_in}, v + rank * own);
+      output(rows, {0, call.n_out}, v + rank * own, rank);
+    });
+    return;
+  }
+  const cpu::TileRows all = bands.rows(0, 1);
+  parallel([&](int rank) { input(all, share_of(call.n_in, rank, size), v); });
+  parallel([&](int rank) { output(all, share_of(call.n_out, rank, size), v, rank); });
 }
 
 void ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const LiveList& in,

@@ -301,6 +301,7 @@ class Bench {
   }
   struct Winograd {
     WinogradShape shape;
+    TileRows all;
     Copies packed;
     size_t v_size = 0;
   };
@@ -334,6 +335,7 @@ class Bench {
     Winograd& w = winograd_[m == 4][transformed];
     if (!w.packed.memory) {
       w.shape = {layer_.in_channels, layer_.out_channels, m, out_.shape()};
+      w.all = winograd_bands(w.shape, table_.lanes).rows(0, 1);
       const WinogradSizes sizes = table_.winograd_sizes(w.shape, form);
       const std::shared_ptr<float> packed = floats(sizes.weights);
       use_scratch(sizes.input_scratch + sizes.thread_scratch);
@@ -343,8 +345,9 @@ class Bench {
     }
     jobs.push_back({name, winograd_cycles(table_, w.shape, form, l.call.n_in, l.call.n_out), [this, &l, &w, form] {
                       float* v = scratch_.get();
-                      table_.winograd_input(w.shape, l.call, 0, l.call.n_in, v);
-                      table_.winograd_output(w.shape, form, w.packed.next(), v, l.call, 0, l.call.n_out, v + w.v_size);
+                      table_.winograd_input(w.shape, w.all, l.call, 0, l.call.n_in, v);
+                      table_.winograd_output(w.shape, w.all, form, w.packed.next(), v, l.call, 0, l.call.n_out,
+                                             v + w.v_size);
                     }});
   }
 
