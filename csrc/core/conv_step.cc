@@ -158,6 +158,10 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     return;
   }
 
+  // Threads share the pixels of a layer rather than its outputs where they then read less: all weights, instead of the
+  // half of the input that the other core has written.
+  const bool by_pixels = int64_t{plan.shape_of(p_.in_map).blocks} * cpu::kBlock > int64_t{call.n_out} * direct_.taps;
+
   if (algorithm.name == kStem) {
     const int32_t rows = (direct_.out.height + 3) / 4;
     parallel([&](int rank) {
@@ -169,10 +173,10 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   }
 
   if (algorithm.name == kChannelLanes) {
-    // Outputs are split by whole blocks of weights, rows where there are too few blocks.
+    // Outputs are split by whole blocks of weights; rows where there are too few blocks.
     const int32_t blocks = (call.n_out + cpu::kBlock - 1) / cpu::kBlock;
     const int32_t rows = direct_.out.height;
-    const bool split_rows = blocks < 2 * size && rows >= 2 * size;
+    const bool split_rows = rows >= 2 * size && (blocks < 2 * size || by_pixels);
     parallel([&](int rank) {
       const Share block = split_rows ? Share{0, blocks} : share_of(blocks, rank, size);
       const Share row = split_rows ? share_of(rows, rank, size) : Share{0, rows};
@@ -185,10 +189,10 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     return;
   }
 
-  // Pixels are split only where there are too few live outputs to fill the tiles of every thread.
+  // Pixels are also split where there are too few live outputs to fill the tiles of every thread.
   const int32_t blocks = direct_.out.blocks;
-  const bool split_pixels =
-      out.count < size * plan.kernels->direct_tile_channels && blocks >= size * plan.kernels->direct_tile_blocks;
+  const bool split_pixels = blocks >= size * plan.kernels->direct_tile_blocks &&
+                            (out.count < size * plan.kernels->direct_tile_channels || by_pixels);
   parallel([&](int rank) {
     const Share pixels = split_pixels ? share_of(blocks, rank, size) : Share{0, blocks};
     const Share share = split_pixels ? Share{0, call.n_out} : share_of(call.n_out, rank, size);
