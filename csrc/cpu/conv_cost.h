@@ -23,7 +23,7 @@ constexpr double kAdjoiningBytes = 6.0;  // where all weights of a step adjoin
 // Cycles that the direct kernel waits per byte of weights that another layer evicted: a tile reads as many streams as
 // it has outputs, and those of one tap per input are short.
 constexpr double kRowWait = 0.25;
-constexpr double kEvictedWeights = 128 << 10;
+constexpr double kEvictedWeights = 48 << 10;
 
 // Cycles to bring `bytes` of weights of which there are `all`, when a share `live` of the inputs is used.
 constexpr double stream_cycles(double bytes, double all, double live) {
