@@ -46,6 +46,8 @@ class PlanBuilder:
     @property
     def has_channel_lanes(self) -> bool: ...
     @property
+    def has_stem(self) -> bool: ...
+    @property
     def has_winograd(self) -> bool: ...
     def add_shape(self, height: int, width: int, pitch: int, zero_plane: int) -> int: ...
     def add_map(self, shape: int, planes: Sequence[int]) -> int: ...
@@ -68,6 +70,7 @@ class PlanBuilder:
         groups: int,
         stride: tuple[int, int],
         channel_lanes: bool,
+        stem: bool,
         tap_offset: Sequence[int],
         bias: int,
         gate: int,

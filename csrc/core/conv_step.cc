@@ -28,6 +28,7 @@ struct Algorithm {
   double cycles;
 };
 constexpr const char* kChannelLanes = "channel lanes";
+constexpr const char* kStem = "winograd F(4x4, 4x4)";
 constexpr const char* kWinograd4 = "winograd F(4x4)";
 constexpr const char* kWinograd2 = "winograd F(2x2)";
 
@@ -56,6 +57,11 @@ ConvStep::ConvStep(Plan& plan, ConvParams params) : p_(std::move(params)) {
   if (p_.channel_lanes) {
     lanes_weights_ = plan.packed.allocate(plan.kernels->channel_lanes_sizes(strided_).weights);
     plan.kernels->channel_lanes_pack(strided_, p_.weights, lanes_weights_);
+  }
+  if (p_.stem) {
+    stem_ = {in_channels_, out_channels_, plan.shape_of(in), plan.shape_of(out)};
+    stem_weights_ = plan.packed.allocate(plan.kernels->stem_sizes(stem_).weights);
+    plan.kernels->stem_pack(stem_, p_.weights, stem_weights_);
   }
   if (p_.winograd_m) {
     winograd_ = {in_channels_, out_channels_, p_.winograd_m, plan.shape_of(out)};
@@ -127,6 +133,10 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     const double cycles = cpu::channel_lanes_cycles(*plan.kernels, strided_, in.live, out.live);
     if (cycles < algorithm.cycles || p_.stride_h * p_.stride_w > 1) algorithm = {kChannelLanes, cycles};
   }
+  if (p_.stem) {
+    const double cycles = cpu::stem_cycles(stem_, in.live, out.live);
+    if (cycles < algorithm.cycles) algorithm = {kStem, cycles};
+  }
   if (p_.winograd_m) {
     const double cycles = cpu::winograd_cycles(*plan.kernels, winograd_, p_.winograd_form, in.live, out.live);
     if (cycles < algorithm.cycles) algorithm = {p_.winograd_m == 4 ? kWinograd4 : kWinograd2, cycles};
@@ -154,6 +164,16 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
       if (share.first < share.last)
         plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_, v, call, share.first, share.last,
                                       context.thread_scratch + rank * plan.thread_scratch_size);
+    });
+    return;
+  }
+
+  if (algorithm.name == kStem) {
+    const int32_t rows = (direct_.out.height + 3) / 4;
+    parallel([&](int rank) {
+      const Share row = share_of(rows, rank, size);
+      plan.kernels->conv_stem(stem_, stem_weights_, call, row.first, row.last,
+                              context.thread_scratch + rank * plan.thread_scratch_size);
     });
     return;
   }

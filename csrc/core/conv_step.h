@@ -31,6 +31,7 @@ struct ConvParams {
   int32_t pass_list = -1;    // stored channels that are not computed; -1 = none
   int32_t stored_list = -1;  // computed and passed: what the pools reduce over
   std::vector<PoolOutput> pools;
+  bool stem = false;       // pack the weights for the kernel of 7x7 layers of few inputs
   int32_t winograd_m = 0;  // 0 = not eligible
   cpu::WinogradWeights winograd_form = cpu::WinogradWeights::kTransformed;
   int64_t winograd_scratch = -1;  // arena offset of the transformed input
@@ -57,8 +58,10 @@ class ConvStep final : public Step {
   bool depthwise_;
   cpu::DirectShape direct_{};
   cpu::StridedShape strided_{};
+  cpu::StemShape stem_{};
   cpu::WinogradShape winograd_{};
   float* lanes_weights_ = nullptr;
+  float* stem_weights_ = nullptr;
   float* winograd_weights_ = nullptr;
 };
 

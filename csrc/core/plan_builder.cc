@@ -161,6 +161,13 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
     p.channel_lanes = strided || cpu::channel_lanes_pay(*plan_->kernels, shape);
     if (p.channel_lanes) need_thread_scratch(sizeof(float) * plan_->kernels->channel_lanes_sizes(shape).thread_scratch);
   }
+  if (p.stem) {
+    if (!has_stem() || p.groups != 1 || in > cpu::kMaxStemInputs || p.kernel_h != 7 || p.kernel_w != 7 ||
+        p.stride_h != 2 || p.stride_w != 2)
+      fail(name + ": not a 7x7 stem");
+    const cpu::StemShape shape{in, out, plan_->shape_of(p.in_map), plan_->shape_of(p.out_map)};
+    need_thread_scratch(sizeof(float) * plan_->kernels->stem_sizes(shape).thread_scratch);
+  }
   append(name, "conv2d", std::make_unique<ConvStep>(*plan_, std::move(p)));
 }
 

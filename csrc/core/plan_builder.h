@@ -72,6 +72,7 @@ class PlanBuilder {
                                  cpu::WinogradWeights form);
   bool has_winograd() const { return plan_->kernels->has_winograd; }
   bool has_channel_lanes() const { return plan_->kernels->has_channel_lanes; }
+  bool has_stem() const { return plan_->kernels->has_stem; }
 
   // Checks that every reference lies inside an arena of `arena_size` floats, and hands the plan out.
   std::shared_ptr<Plan> finish(int64_t arena_size);

@@ -112,6 +112,13 @@ inline bool channel_lanes_pay(const KernelTable& table, const StridedShape& shap
          0.97 * direct_cycles(table, direct, shape.in_channels, shape.out_channels);
 }
 
+inline double stem_cycles(const StemShape& shape, int32_t live_in, int32_t live_out) {
+  const double vectors = ceil_div(shape.out.height, 4) * 2.0 * ceil_div(shape.out.width, 128);
+  const double input = 1200.0, output = 220.0;
+  const double products = 49.0 * (4.5 * live_in + 2.0) * ceil_div(live_out, 8) * 8;
+  return vectors * (input * live_in + output * live_out + products);
+}
+
 // Cycles of the transforms of one vector of tiles, or of 16 weights.
 struct TransformCycles {
   double input[3];  // by TileGrid::kind()

@@ -95,6 +95,22 @@ using ChannelLanesPackFn = void (*)(const StridedShape&, const float* weights, f
 using ConvChannelLanesFn = void (*)(const StridedShape&, const float* packed, const ConvCall&, int32_t first_row,
                                     int32_t last_row, float* thread_scratch);
 
+// Convolution 7x7, stride 2, padding 3, of at most kMaxStemInputs channels.
+constexpr int32_t kMaxStemInputs = 4;
+struct StemShape {
+  int32_t in_channels, out_channels;
+  PlaneShape in, out;
+};
+struct StemSizes {
+  size_t weights;         // floats of packed weights
+  size_t thread_scratch;  // floats per thread
+};
+using StemSizesFn = StemSizes (*)(const StemShape&);
+using StemPackFn = void (*)(const StemShape&, const float* weights, float* packed);
+// Computes rows [4 * first_row, 4 * last_row) of the live outputs.
+using ConvStemFn = void (*)(const StemShape&, const float* packed, const ConvCall&, int32_t first_row, int32_t last_row,
+                            float* thread_scratch);
+
 // Winograd F(m x m, 3x3), stride 1, padding 1, dilation 1. m is 2 or 4.
 struct WinogradShape {
   int32_t in_channels, out_channels;
@@ -261,6 +277,10 @@ struct KernelTable {
   ChannelLanesSizesFn channel_lanes_sizes;
   ChannelLanesPackFn channel_lanes_pack;
   ConvChannelLanesFn conv_channel_lanes;
+  bool has_stem;
+  StemSizesFn stem_sizes;
+  StemPackFn stem_pack;
+  ConvStemFn conv_stem;
   bool has_winograd;
   WinogradSizesFn winograd_sizes;
   WinogradPackFn winograd_pack;
@@ -287,6 +307,7 @@ struct KernelTable {
   void fill_conv_direct_##ISA(KernelTable&);        \
   void fill_conv_depthwise_##ISA(KernelTable&);     \
   void fill_conv_channel_lanes_##ISA(KernelTable&); \
+  void fill_conv_stem_##ISA(KernelTable&);          \
   void fill_conv_winograd_##ISA(KernelTable&);      \
   void fill_plane_elementwise_##ISA(KernelTable&);  \
   void fill_plane_pooling_##ISA(KernelTable&);      \

@@ -110,8 +110,7 @@ constexpr InputTilesFn kInputTilesOfLongRows[2] = {&input_tiles<2, kLanes, true>
 // All tiles of one plane to v[t * stride + lane].
 inline void input_plane(const TileGrid& grid, const PlaneShape& map, int32_t m, const float* x, float* v,
                         int64_t stride) {
-  const InputTilesFn transform =
-      grid.segments > 1 ? kInputTilesOfLongRows[m == 4] : kInputTiles[m == 4][grid.kind()];
+  const InputTilesFn transform = grid.segments > 1 ? kInputTilesOfLongRows[m == 4] : kInputTiles[m == 4][grid.kind()];
   for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
     for (int32_t s = 0; s < grid.segments; ++s) {
       transform(x, map, row, s * grid.segment, v + grid.lane(row, s), stride);

@@ -86,7 +86,7 @@ void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_colum
           if (y < map.height) {
             const uint32_t pixels = static_cast<uint32_t>(bits) & ((1u << kFloats) - 1);
             finish_row<Kind>(plane, finish, static_cast<int64_t>(y) * map.pitch + column, pixels,
-                              h ? upper_half(row[j]) : row[j]);
+                             h ? upper_half(row[j]) : row[j]);
           }
         }
       }
@@ -96,11 +96,9 @@ void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_colum
 
 using OutputTilesFn = void (*)(const OutputPlane&, int32_t, int32_t, const float*, int64_t);
 
-#define OUTPUT_KINDS(M, SEGMENT)                                                                                  \
-  {                                                                                                               \
-    &output_tiles<M, SEGMENT, EpilogueKind::kPlain>, &output_tiles<M, SEGMENT, EpilogueKind::kGated>,             \
-        &output_tiles<M, SEGMENT, EpilogueKind::kAdded>, &output_tiles<M, SEGMENT, EpilogueKind::kFull>           \
-  }
+#define OUTPUT_KINDS(M, SEGMENT)                                                                     \
+  {&output_tiles<M, SEGMENT, EpilogueKind::kPlain>, &output_tiles<M, SEGMENT, EpilogueKind::kGated>, \
+   &output_tiles<M, SEGMENT, EpilogueKind::kAdded>, &output_tiles<M, SEGMENT, EpilogueKind::kFull>}
 #if defined(__AVX512F__)
 #define OUTPUT_SEGMENTS(M) {OUTPUT_KINDS(M, 16), OUTPUT_KINDS(M, 8), OUTPUT_KINDS(M, 4)}
 #else

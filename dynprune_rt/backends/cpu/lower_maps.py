@@ -32,6 +32,8 @@ from dynprune_rt.ir.types import QUANTIZED
 _UNBOUNDED = (-math.inf, math.inf)
 #: Fewer outputs than this would leave most lanes of a strided convolution empty.
 _FEWEST_LANES = 9
+#: The kernel for 7x7 layers reads a few maps: kMaxStemInputs of csrc/cpu/kernels.h.
+_MOST_STEM_INPUTS = 4
 #: Maps up to this size fill few lanes of the other kernels, Winograd's tiles included.
 _TINY_MAP = 4
 
@@ -125,6 +127,8 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     if node.computed is not None and node.computed is not y.live and not free_pass:
         pass_list = recorder.list_of(y.live, node.computed, out_channels)
 
+    stem = whole and recorder.builder.has_stem and x.type.channels <= _MOST_STEM_INPUTS
+    stem = stem and kernel == (7, 7) and stride == (2, 2) and padding == (3, 3, 3, 3) and dilation == (1, 1)
     site = None
     tiny = lanes and min(_size(y)) <= _TINY_MAP
     winograd = recorder.builder.has_winograd and not tiny
@@ -165,6 +169,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             pass_list=-1 if pass_list is None else pass_list.index,
             stored_list=-1 if stored_list is None else stored_list.index,
             pools=[(getattr(_C.Reduce, k), recorder.flat_id(f)) for k, f in zip(pools, pool_flats, strict=True)],
+            stem=stem,
             winograd_m=0 if site is None else site.m,
             winograd_form=_C.WinogradWeights.transformed if site is None else site.form,
             winograd_scratch=recorder.winograd_scratch,
