@@ -82,7 +82,7 @@ constexpr int64_t chunked_pixels(const StridedShape& shape) {
 }
 
 // Should the weights of `live` outputs, found in `blocks` blocks, be moved together for a panel of so many pixels?
-constexpr int kMoveCycles = 4;  // to load, permute and store a vector of them
+constexpr int kMoveCycles = 12;  // to fetch, permute and store a vector of them: the third-level cache's rate
 constexpr bool moving_pays(int blocks, int live, int pixels) {
   return ceil_div(live, kChannelBlock) * pixels + blocks * kMoveCycles < blocks * pixels;
 }

@@ -19,7 +19,7 @@ namespace {
 // prefetching does not see.
 constexpr double kResidentWeights = 768 << 10;
 constexpr double kStreamBytes = 3.0;
-constexpr double kAdjoiningBytes = 6.0;  // where all weights of a step adjoin
+constexpr double kAdjoiningBytes = 7.0;  // where all weights of a step adjoin
 // Cycles that the direct kernel waits per byte of weights that another layer evicted: a tile reads as many streams as
 // it has outputs, and those of one tap per input are short.
 constexpr double kRowWait = 0.25;
@@ -80,10 +80,11 @@ inline double channel_lanes_cycles(const KernelTable& table, const StridedShape&
   const int groups = ceil_div(blocks, most);
   const double weights = static_cast<double>(blocks) / groups * vectors;  // vectors, of a group
   const double steps = static_cast<double>(shape.taps) * live_in;
+  const double per_pixel = table.lanes == 16 ? 1.8 : 0.5;            // to broadcast it
   const double per_step = 1.2, per_tile = 60.0, per_vector = 130.0;  // per_vector: to transpose and store 16 x 16 sums
   const auto tile = [&](double pixels) {
     const double multiply_adds = weights * pixels / tiles.fma_per_cycle;
-    const double loads = weights * tiles.load_cycles + 0.5 * pixels * tiles.broadcast_cycles;
+    const double loads = weights * tiles.broadcast_cycles + pixels * per_pixel;
     const double slower = multiply_adds > loads ? multiply_adds : loads;
     return steps * ((slower > 5.0 ? slower : 5.0) + per_step) + per_tile + per_vector * weights;
   };
