@@ -20,7 +20,7 @@ struct Isa {
   const char* name;
   int32_t lanes;
   bool supported;
-  void (*fill[4])(KernelTable&);
+  void (*fill[5])(KernelTable&);
 };
 
 // A convolution as the model states it.
@@ -432,6 +432,71 @@ void test_channel_lanes_grid(const KernelTable& table) {
   test_channel_lanes(table, {4, 5, 12, 17, 3, 3, 2, 1, 0, 0, 1, 1}, 4, 5, kUsual);  // asymmetric
 }
 
+// Of the sum of magnitudes. The transforms of F(4x4) multiply by up to 8 and cancel; see Lavin and Gray, section 5.
+double winograd_tolerance(int32_t m) { return m == 4 ? 2e-5 : 2e-6; }
+
+// 7x7, stride 2, padding 3.
+void test_stem(const KernelTable& table, int32_t in_channels, int32_t out_channels, int32_t height, int32_t width,
+               int32_t n_in, int32_t n_out, int terms) {
+  const Conv conv = same(in_channels, out_channels, height, width, 7, 7, 2);
+  PlanarInput in = unsplit_input(conv, static_cast<uint64_t>(height * 131 + width * 17 + n_out));
+  Random random(static_cast<uint64_t>(width + n_in));
+  const std::vector<float> weights = random.vector(static_cast<size_t>(out_channels) * in_channels * conv.taps());
+  EpilogueData data(conv, in.out, random);
+  const std::vector<int32_t> live_in = random.subset(in_channels, n_in);
+  const std::vector<int32_t> live_out = random.subset(out_channels, n_out);
+  const Epilogue epilogue = data.select(terms, live_out);
+  PlaneShape map = in.out.shape();
+  map.height = conv.height;
+  map.width = conv.width;
+  map.pitch = in.pitch;
+  const StemShape shape{in_channels, out_channels, map, in.out.shape()};
+  const StemSizes sizes = table.stem_sizes(shape);
+  std::vector<float> packed(sizes.weights);
+  table.stem_pack(shape, weights.data(), packed.data());
+  const int32_t rows = (shape.out.height + 3) / 4;
+  const auto convolve = [&](const Run& run, const Epilogue& terms_of_run, int32_t row_cut) {
+    std::vector<float> scratch(sizes.thread_scratch, std::numeric_limits<float>::quiet_NaN());
+    table.conv_stem(shape, packed.data(), run.call(terms_of_run), row_cut, rows, scratch.data());
+    table.conv_stem(shape, packed.data(), run.call(terms_of_run), 0, row_cut, scratch.data());
+  };
+  const std::string name = std::string(table.isa) + " stem " + conv.name() + " live " + std::to_string(n_in) + ">" +
+                           std::to_string(n_out) + " terms " + std::to_string(terms);
+  for (int32_t c = 0; c < in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.poison(c);
+  }
+  Run run(conv, in, live_in, live_out);
+  convolve(run, epilogue, 0);
+  check_run(name, conv, in, weights, run, epilogue, data.residual, winograd_tolerance(4));
+
+  const auto check_bits = [&](const Run& other, const char* what) {
+    bool same_bits = true;
+    for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, other.output, k);
+    check(same_bits, name + ": " + what);
+  };
+  Run pieces(conv, in, live_in, live_out);
+  convolve(pieces, epilogue, rows / 3);
+  check_bits(pieces, "pieces give the same bits");
+  for (int32_t c = 0; c < in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.clear(c);
+  }
+  const std::vector<int32_t> every_out = all_of(out_channels);
+  Run dense(conv, in, all_of(in_channels), every_out);
+  convolve(dense, data.select(terms, every_out), 0);
+  check_bits(dense, "skipping gives the bits of the dense run");
+}
+
+void test_stem_grid(const KernelTable& table) {
+  if (!table.has_stem) return;
+  constexpr int kUsual = kBias | kOuter;
+  const int32_t sizes[][2] = {{1, 1},    {2, 3},    {7, 7},   {8, 9},    {15, 31},
+                              {33, 127}, {12, 128}, {9, 129}, {20, 250}, {9, 515}};
+  for (const auto& size : sizes) test_stem(table, 3, 9, size[0], size[1], 3, 7, kUsual);
+  for (int32_t n_out : {0, 1, 4, 5, 9}) test_stem(table, 4, 9, 30, 37, 2, n_out, kUsual);
+  test_stem(table, 1, 4, 30, 37, 0, 4, kUsual);
+  for (int terms = 0; terms < kAllTerms; ++terms) test_stem(table, 2, 6, 18, 40, 2, 5, terms);
+}
+
 // Depthwise: output k reads input k / multiplier; `zero_inputs` planes are passed as null.
 void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, int32_t zero_inputs, int terms,
                     bool unsplit = false) {
@@ -521,9 +586,6 @@ void test_depthwise_grid(const KernelTable& table) {
     test_depthwise(table, same(4, 8, 5, width, 3, 3, 2), 5, 1, kUsual, true);
   }
 }
-
-// Of the sum of magnitudes. The transforms of F(4x4) multiply by up to 8 and cancel; see Lavin and Gray, section 5.
-double winograd_tolerance(int32_t m) { return m == 4 ? 2e-5 : 2e-6; }
 
 // Runs the input transform and the products in uneven slices, in the order in which threads might.
 void run_winograd(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
@@ -704,16 +766,17 @@ int main() {
        4,
        true,
        {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic,
-        fill_conv_channel_lanes_generic}},
+        fill_conv_channel_lanes_generic, fill_conv_stem_generic}},
       {"avx2",
        8,
        avx2,
-       {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2, fill_conv_channel_lanes_avx2}},
+       {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2, fill_conv_channel_lanes_avx2,
+        fill_conv_stem_avx2}},
       {"avx512",
        16,
        avx512,
-       {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512,
-        fill_conv_channel_lanes_avx512}},
+       {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512, fill_conv_channel_lanes_avx512,
+        fill_conv_stem_avx512}},
   };
   for (const Isa& isa : isas) {
     if (!isa.supported) {
@@ -728,6 +791,7 @@ int main() {
     }
     test_direct_grid(table);
     test_channel_lanes_grid(table);
+    test_stem_grid(table);
     test_depthwise_grid(table);
     test_nan(table);
     test_winograd_grid(table);

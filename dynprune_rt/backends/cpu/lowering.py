@@ -21,7 +21,7 @@ from dynprune_rt.backends.cpu.storage import Arena, FlatStorage, FlatView, MapVi
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.types import CHANNELS_PER_WORD
-from dynprune_rt.passes.value_ranges import ValueFacts
+from dynprune_rt.ir.value_ranges import ValueFacts
 
 
 @dataclass(frozen=True)
