@@ -183,16 +183,24 @@ bool is_3x3_by_two(const StridedShape& shape) {
   return true;
 }
 
-// Stores a vector of sums that starts at float `position` of the plane; lanes outside `bits` are not pixels of it.
+// Finishes a vector of sums that starts at float `position` of the plane. Lanes outside `bits` are not pixels of it.
 template <bool Plain>
 DYNPRUNE_INLINE void put_lanes(float* y, Vec sum, int64_t position, uint32_t bits, const Finisher<Plain>& finish) {
   prefetch_for_write(finish.next_output + position);
+  Vec v;
   if constexpr (Plain) {
-    store_lanes(y + position, bits, finish.plain(sum, finish.bias));
+    v = finish.plain(sum, finish.bias);
   } else {
     const float* residual = finish.channel.residual;
-    const Vec from = residual ? load_lanes(residual + position, lane_mask(bits)) : zero();
-    store_lanes(y + position, bits, finish.full(sum, finish.channel, from));
+    v = finish.full(sum, finish.channel, residual ? load_lanes(residual + position, lane_mask(bits)) : zero());
+  }
+  constexpr uint32_t kAll = (1u << kLanes) - 1;
+  if ((bits & kAll) == kAll) {
+    store(y + position, v);
+  } else if (kLanes == 16) {
+    store_lanes(y + position, bits, v);
+  } else {  // the first lanes; masked stores of AVX2 take dozens of cycles on AMD
+    store_first(y + position, __builtin_popcount(bits), v);
   }
 }
 
@@ -228,7 +236,7 @@ void strided_3x3(const StridedShape& shape, const float* x, const float* w, floa
   Vec weight[9];
   DYNPRUNE_UNROLL for (int t = 0; t < 9; ++t) weight[t] = broadcast(w[t]);
   x += shape.tap_offset[0];
-  if (2 * out.width <= kLanes) {
+  if (kLanes == 16 && 2 * out.width <= kLanes) {  // masked stores into the middle of a vector cost little there
     constexpr int kHalf = kLanes / 2;
     const uint32_t bits = (1u << out.width) - 1;
     for (int64_t row = 0; row < out.height; row += 2) {

@@ -321,7 +321,7 @@ class Bench {
     use_scratch(sizes.thread_scratch);
     l.whole_call = l.call;
     l.whole_call.input = l.whole_inputs.data();
-    jobs.push_back({"channel lanes", channel_lanes_cycles(table_, strided_, l.call.n_in, l.call.n_out), [this, &l] {
+    jobs.push_back({"channel lanes", channel_lanes_cycles(strided_, l.call.n_in, l.call.n_out), [this, &l] {
                       table_.conv_channel_lanes(strided_, lanes_weights_.next(), l.whole_call, 0, strided_.out.height,
                                                 scratch_.get());
                     }});
