@@ -130,7 +130,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   // The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
   Algorithm algorithm{"direct", cpu::direct_cycles(*plan.kernels, direct_, in.live, out.live)};
   if (p_.channel_lanes) {
-    const double cycles = cpu::channel_lanes_cycles(*plan.kernels, strided_, in.live, out.live);
+    const double cycles = cpu::channel_lanes_cycles(strided_, in.live, out.live);
     if (cycles < algorithm.cycles || p_.stride_h * p_.stride_w > 1) algorithm = {kChannelLanes, cycles};
   }
   if (p_.stem) {
