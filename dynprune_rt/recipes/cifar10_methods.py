@@ -39,6 +39,13 @@ RECIPES: dict[str, Recipe] = {
     "resnet20_di50_is": Recipe(
         **_R20, method="is", target=0.93, base="resnet20_di50", settings=Settings(epochs=2, learning_rate=0.01)
     ),
+    "resnet20_di50_is_untrained": Recipe(
+        **_R20, method="is", target=0.95, base="resnet20_di50", settings=Settings(epochs=0)
+    ),
+    "resnet20_is10_untrained": Recipe(**_R20, method="is", target=0.9, settings=Settings(epochs=0)),
+    "resnet56_is13_untrained": Recipe(
+        **_R56, method="is", target=0.87, options={"layer_share": 0.5}, settings=Settings(epochs=0)
+    ),
     "resnet20_fbs50_continued": Recipe(
         **_R20,
         method="fbs",
