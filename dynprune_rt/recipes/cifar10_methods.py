@@ -118,6 +118,7 @@ def main() -> int:
             )
             with ProgressBar(key) as bar:
                 outcome = run(recipe, place, base, lambda done, total, text: bar(done, total, text))
+            (args.runs / key).mkdir(parents=True, exist_ok=True)
             outcome.program.save(args.runs / key / "model.dpr")
             command = f"python -m dynprune_rt.recipes.cifar10_methods {name} --seed {args.seed}"
             _keep(args.output, key, {**outcome.row, "command": command, "finished": time.strftime("%Y-%m-%d")})
