@@ -46,6 +46,24 @@ RECIPES: dict[str, Recipe] = {
     "resnet56_is13_untrained": Recipe(
         **_R56, method="is", target=0.87, options={"layer_share": 0.5}, settings=Settings(epochs=0)
     ),
+    # Networks of an earlier study, measured as they are.
+    "resnet20_fbs50_18_epochs": Recipe(
+        **_R20,
+        method="fbs",
+        target=0.502,
+        settings=Settings(epochs=0),
+        start="trained/cifar10_resnet20_fbs_18ep.safetensors",
+        start_epochs=18,
+    ),
+    "resnet20_manidp50_5_epochs": Recipe(
+        **_R20,
+        method="manidp",
+        target=0.5,
+        options={"thresholds": "channel_means"},
+        settings=Settings(epochs=0),
+        start="trained/cifar10_resnet20_manidp_5ep.safetensors",
+        start_epochs=5,
+    ),
     "resnet20_fbs50_continued": Recipe(
         **_R20,
         method="fbs",
