@@ -11,7 +11,7 @@ import torch
 
 import dynprune_rt
 from dynprune_rt import torch_module
-from dynprune_rt.backends.cuda.maps import PRECISIONS
+from dynprune_rt.backends.cuda.native_kernels import NativeKernels
 from dynprune_rt.backends.cuda.session import CudaSession
 from dynprune_rt.errors import DeviceError, InputError
 from dynprune_rt.program import Program
@@ -24,7 +24,7 @@ TOLERANCE = {"fp16": 4e-3, "bf16": 4e-2}
 
 
 def session(program: Program, emulated: ModuleType, precision: str = "fp16") -> CudaSession:
-    return CudaSession(program, emulated, CPU, precision)
+    return CudaSession(program, NativeKernels(emulated, CPU, precision))
 
 
 @pytest.mark.parametrize("gate", ["laudnet", None])
@@ -162,14 +162,9 @@ def test_out_of_memory_is_explained(program: Program, emulated: ModuleType, monk
 
 
 def test_an_old_gpu_is_refused(program: Program, emulated: ModuleType) -> None:
-    old = SimpleNamespace(device_facts=lambda index: ("Tesla T4", 7, 5, 40))
+    old = SimpleNamespace(device_facts=lambda index: ("Tesla T4", 7, 5, 40), VERSION=1)
     with pytest.raises(DeviceError, match=r"Tesla T4 has compute capability 7\.5; 8\.0 or newer"):
-        CudaSession(program, old, CPU)  # type: ignore[arg-type]
-
-
-def test_an_unknown_precision(program: Program, emulated: ModuleType) -> None:
-    with pytest.raises(InputError, match=f"knows {', '.join(PRECISIONS)}"):
-        session(program, emulated, "fp8")
+        session(program, old)  # type: ignore[arg-type]
 
 
 def test_as_a_torch_module(program: Program, gpu: CudaSession, monkeypatch: pytest.MonkeyPatch) -> None:
