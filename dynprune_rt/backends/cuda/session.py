@@ -49,7 +49,7 @@ def open_session(program: Program, device: str, precision: str, tune_batch: int)
     if index >= count:
         raise DeviceError(f"there is no device {device!r}; this machine has {count}: cuda:0 to cuda:{count - 1}")
     with torch.cuda.device(index):
-        kernels = _open_kernels(torch.device("cuda", index), precision)
+        kernels = open_kernels(torch.device("cuda", index), precision)
         tuner = None
         if tune_batch:
             context = f"{kernels.gpu}, {kernels.version}, torch {torch.__version__}, {precision}"
@@ -58,7 +58,7 @@ def open_session(program: Program, device: str, precision: str, tune_batch: int)
         return CudaSession(program, kernels, tuner)
 
 
-def _open_kernels(device: torch.device, precision: str) -> Kernels:
+def open_kernels(device: torch.device, precision: str) -> Kernels:
     """The CUDA module's kernels, or Triton's where there is no such module."""
     module, why = cuda_module()
     if module is not None:
