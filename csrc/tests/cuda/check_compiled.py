@@ -2,7 +2,7 @@
 
 Usage: python csrc/tests/cuda/check_compiled.py [--archs 80,90a,120]
 Needs nvcc on PATH. The machine code is read with cuobjdump where there is one (on PATH, or in Triton's wheel).
-Exit status 0: everything passed; 1: something failed; 2: there is no nvcc.
+Exit status 0: everything that ran passed; 1: something failed; 2: nothing ran, as there is no nvcc.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--archs", default="80,90a,120")
     archs = parser.parse_args().archs.split(",")
     if shutil.which("nvcc") is None:
-        print("SKIPPED: no nvcc on PATH")
+        print("NOT RUN: no nvcc on PATH; registers, spills and machine code are unchecked")
         return 2
     cuobjdump = find_cuobjdump()
     problems = []
@@ -120,7 +120,7 @@ def main() -> int:
                 problems += check_machine_code(arch, cubin, cuobjdump)
             print(f"sm_{arch}: checked")
     if cuobjdump is None:
-        print("machine code not checked: no cuobjdump (pip install triton brings one)")
+        print("NOT RUN: no cuobjdump (the CUDA toolkit and Triton's wheel have one); machine code is unchecked")
     print("\n".join(problems) or "passed")
     return 1 if problems else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import dynprune_rt
 from dynprune_rt import torch_module
+from dynprune_rt.backends.cuda.kernels import Kernels
 from dynprune_rt.backends.cuda.native_kernels import NativeKernels
 from dynprune_rt.backends.cuda.session import CudaSession
 from dynprune_rt.errors import DeviceError, InputError
@@ -39,6 +41,16 @@ def test_network_against_the_cpu(emulated: ModuleType, gate: str | None) -> None
     assert counted.keys() == live.keys()
     assert all(np.array_equal(counted[layer], live[layer]) for layer in live)
     assert relative_error(gpu.run(x), expected) < TOLERANCE["fp16"]
+
+
+def test_triton_kernels_give_the_same_network(
+    emulated: ModuleType, interpreted: Callable[[str], Kernels], program: Program
+) -> None:
+    x = images(2, 8)
+    in_triton = CudaSession(program, interpreted("fp16"))
+    live, expected = in_triton.live_channels(x), session(program, emulated).live_channels(x)
+    assert all(np.array_equal(live[layer], expected[layer]) for layer in expected)
+    assert relative_error(in_triton.run(x), dynprune_rt.load(program).run(x)) < TOLERANCE["fp16"]
 
 
 @pytest.fixture(scope="module")
