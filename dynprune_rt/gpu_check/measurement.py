@@ -9,6 +9,7 @@ import torch
 
 import dynprune_rt
 from dynprune_rt.gpu_check.baselines import FusedNetwork, compiled
+from dynprune_rt.gpu_check.checks import NotRun
 from dynprune_rt.gpu_check.networks import Open, converted
 from dynprune_rt.gpu_check.roofline import Roofline, network_limit
 from dynprune_rt.gpu_check.timing import graphed, median_ms
@@ -20,7 +21,9 @@ _SIZE = 224
 class Measurement:
     """A gated network of the zoo with this share of live channels, and the same network ungated in torch."""
 
-    def __init__(self, network: str, share: float, device: torch.device, open_session: Open, roof: Roofline) -> None:
+    def __init__(
+        self, network: str, share: float, device: torch.device, open_session: Open, roof: Roofline | None
+    ) -> None:
         self._device, self._roof = device, roof
         _, self._program = converted(network, "laudnet", _SIZE, share)
         self._session = open_session(self._program, "fp16", 64)
@@ -45,6 +48,8 @@ class Measurement:
 
     def limit(self, batch: int) -> float:
         """The roofline's speed-up with the channels that random images leave live."""
+        if self._roof is None:
+            raise NotRun("the GPU's rates were not measured")
         images = torch.randn(4, 3, _SIZE, _SIZE).numpy()
         profile = dynprune_rt.load(self._program).profile(images)
         return network_limit(self._program.graph, profile, self._roof, batch)["gain"]
