@@ -37,7 +37,7 @@ MAX_NODES = 100_000
 MAX_OPERANDS = 10_000
 MAX_TEXT = 100_000
 
-_CODES = {"f32": "F32", "i64": "I64", "bool": "BOOL", "u8": "U8", "s8": "I8"}
+_CODES = {"f32": "F32", "i64": "I64", "bool": "BOOL", "u8": "U8", "s8": "I8", "bf16": "BF16"}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 
 # ---- saving -----------------------------------------------------------------------------------

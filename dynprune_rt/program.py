@@ -150,6 +150,8 @@ def _layer_shape(node: Node) -> str:
         text += f" g{groups}"
     if node.op == "quantized_conv2d":
         text += " int8"
+    elif node.output.type.dtype == "bf16":
+        text += " bf16"
     return f"{text} @{size[0]}x{size[1]}"
 
 

@@ -72,7 +72,8 @@ def load(
 
 
 def cpu_isa() -> str:
-    """The instruction set that `load` would use now: "generic", "avx2", "avx512" or "avx512_vnni".
+    """The instruction set that `load` would use now: "generic", "avx2", "avx512", "avx512_vnni" or
+    "avx512_bf16".
 
     Raises DeviceError when DYNPRUNE_RT_ISA names an unknown one, or one that this CPU lacks.
     """
@@ -109,18 +110,23 @@ def _thread_count(threads: int) -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _warn_of_portable_int8(program: Program) -> None:
-    """Say once where int8 layers have no instructions of their own: the results are the same, the time is not."""
+def _warn_of_portable_code(program: Program) -> None:
+    """Say once where narrow layers have no instructions of their own: the results are the same, the time is not."""
     from dynprune_rt import _C
 
     isa = cpu_isa()
-    if _C.int8_kernels(isa) == "portable" and any(n.op == "quantized_conv2d" for n in program.graph.nodes):
-        warnings.warn(
-            f"int8 layers run in portable code with instruction set {isa!r} (fast ones need AVX-512 VNNI and VBMI): "
-            "same results, but the float32 program is likely to be faster",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    types = {v.type.dtype for node in program.graph.nodes for v in node.outputs}
+    for name, dtypes, kernels, needs in (
+        ("int8", {"u8", "s8"}, _C.int8_kernels(isa), "AVX-512 VNNI and VBMI"),
+        ("bf16", {"bf16"}, _C.bf16_kernels(isa), "AVX-512 BF16, VNNI and VBMI"),
+    ):
+        if kernels == "portable" and types & dtypes:
+            warnings.warn(
+                f"{name} layers run in portable code with instruction set {isa!r} (fast ones need {needs}): "
+                "same results, but the float32 program is likely to be faster",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 class Session:
@@ -135,7 +141,7 @@ class Session:
 
         count = _thread_count(threads)
         self.program = program
-        _warn_of_portable_int8(program)
+        _warn_of_portable_code(program)
         self._plan = lower(program.graph, cpu_isa())
         self._executor = _C.Executor(self._plan.plan, count)
         self._output_dtypes = [np.dtype(_NUMPY_DTYPES[d]) for d in self._plan.output_dtypes]

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <tuple>
 
 #include "core/executor.h"
 #include "core/isa.h"
@@ -16,6 +17,7 @@ namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 using ByteArray = py::array_t<int8_t, py::array::c_style>;
+using HalfArray = py::array_t<uint16_t, py::array::c_style>;  // the bits of bf16
 
 std::vector<int64_t> shape_of(const FloatArray& array) { return {array.shape(), array.shape() + array.ndim()}; }
 
@@ -220,6 +222,7 @@ void bind_enums(py::module_& m) {
 }
 
 void bind_quantized_steps(py::class_<PyPlanBuilder>& builder);
+void bind_bf16_steps(py::class_<PyPlanBuilder>& builder);
 
 void bind_builder(py::module_& m) {
   py::class_<PyPlan, std::shared_ptr<PyPlan>>(m, "Plan");
@@ -236,9 +239,12 @@ void bind_builder(py::module_& m) {
           },
           py::arg("array"), py::arg("shape"))
       .def("add_constant_list", &PyPlanBuilder::add_constant_list, py::arg("channels"))
-      .def("add_live_list", &PyPlanBuilder::add_live_list, py::arg("capacity"), py::arg("include"), py::arg("exclude"))
+      .def("add_live_list", &PyPlanBuilder::add_live_list, py::arg("capacity"), py::arg("include"), py::arg("exclude"),
+           py::arg("live_first") = false)
       .def("add_input", &PyPlanBuilder::add_input, py::arg("floats_per_image"))
       .def("add_output", &PyPlanBuilder::add_output, py::arg("floats_per_image"))
+      .def_property_readonly("has_channel_lanes", &PyPlanBuilder::has_channel_lanes)
+      .def_property_readonly("has_stem", &PyPlanBuilder::has_stem)
       .def_property_readonly("has_winograd", &PyPlanBuilder::has_winograd)
       .def("winograd_input_scratch", &PyPlanBuilder::winograd_input_scratch, py::arg("in_channels"),
            py::arg("out_channels"), py::arg("m"), py::arg("shape"), py::arg("form"))
@@ -246,7 +252,8 @@ void bind_builder(py::module_& m) {
   builder.def(
       "add_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, const FloatArray& weights,
-         int32_t groups, std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, int32_t shift,
+         int32_t groups, std::pair<int32_t, int32_t> stride, bool channel_lanes, bool stem,
+         std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, bool gate_is_mask, int32_t shift,
          int32_t residual_map, int32_t residual_live, std::pair<float, float> inner, std::pair<float, float> outer,
          int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
          const std::vector<std::pair<cpu::Reduce, int32_t>>& pools, int32_t winograd_m,
@@ -256,12 +263,16 @@ void bind_builder(py::module_& m) {
         p.in_map = in_map;
         p.out_map = out_map;
         p.groups = groups;
+        std::tie(p.stride_h, p.stride_w) = stride;
+        p.channel_lanes = channel_lanes;
+        p.stem = stem;
         p.kernel_h = static_cast<int32_t>(weights.shape(2));
         p.kernel_w = static_cast<int32_t>(weights.shape(3));
         p.tap_offset = std::move(tap_offset);
         p.weights = b.hold(weights);
         p.bias = bias;
         p.gate = gate;
+        p.gate_is_mask = gate_is_mask;
         p.shift = shift;
         p.residual_map = residual_map;
         p.residual_live = residual_live;
@@ -279,9 +290,10 @@ void bind_builder(py::module_& m) {
         b.add_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("weights"), py::arg("groups"),
-      py::arg("tap_offset"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("residual_map"),
-      py::arg("residual_live"), py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"),
-      py::arg("pass_list"), py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
+      py::arg("stride"), py::arg("channel_lanes"), py::arg("stem"), py::arg("tap_offset"), py::arg("bias"),
+      py::arg("gate"), py::arg("gate_is_mask"), py::arg("shift"), py::arg("residual_map"), py::arg("residual_live"),
+      py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
+      py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
       py::arg("winograd_scratch"), py::arg("macs_per_pair"));
   builder.def(
       "add_linear",
@@ -352,6 +364,7 @@ void bind_builder(py::module_& m) {
       .def("add_flat_op", &PyPlanBuilder::add_flat_op, py::arg("name"), py::kw_only(), py::arg("op"), py::arg("inputs"),
            py::arg("outputs"), py::arg("ints"), py::arg("floats"), py::arg("scratch_offset"));
   bind_quantized_steps(builder);
+  bind_bf16_steps(builder);
 }
 
 void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
@@ -436,12 +449,87 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
             b.add_quantized_max_pool(name, s, type, in_map, out_map, list);
           },
           py::arg("name"), py::kw_only(), py::arg("type"), py::arg("in_map"), py::arg("out_map"), py::arg("list"),
-          py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"))
-      .def("add_quantized_phase_split", &PyPlanBuilder::add_quantized_phase_split, py::arg("name"), py::kw_only(),
-           py::arg("stride_h"), py::arg("stride_w"), py::arg("phase_stride"), py::arg("in_map"), py::arg("out_map"),
-           py::arg("list"))
-      .def("add_quantized_copy", &PyPlanBuilder::add_quantized_copy, py::arg("name"), py::kw_only(), py::arg("in_map"),
+          py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"));
+  builder
+      .def("add_group_phase_split", &PyPlanBuilder::add_group_phase_split, py::arg("name"), py::kw_only(),
+           py::arg("per_word"), py::arg("stride_h"), py::arg("stride_w"), py::arg("phase_stride"), py::arg("in_map"),
+           py::arg("out_map"), py::arg("list"))
+      .def("add_group_copy", &PyPlanBuilder::add_group_copy, py::arg("name"), py::kw_only(), py::arg("in_map"),
            py::arg("out_map"));
+}
+
+// kernel, stride, padding (top, left, bottom, right), dilation
+cpu::PoolShape windows_of(std::pair<int, int> kernel, std::pair<int, int> stride, const std::array<int, 4>& padding,
+                          std::pair<int, int> dilation) {
+  cpu::PoolShape s{};
+  s.kernel_h = kernel.first;
+  s.kernel_w = kernel.second;
+  s.stride_h = stride.first;
+  s.stride_w = stride.second;
+  s.pad_top = padding[0];
+  s.pad_left = padding[1];
+  s.pad_bottom = padding[2];
+  s.pad_right = padding[3];
+  s.dilation_h = dilation.first;
+  s.dilation_w = dilation.second;
+  return s;
+}
+
+void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
+  builder.def(
+      "add_bf16_conv",
+      [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
+         const HalfArray& weights, bool depthwise, bool adds, std::vector<int32_t> tap_offset,
+         std::vector<int32_t> tap_column, int32_t bias, int32_t gate, int32_t shift, std::pair<float, float> inner,
+         std::pair<float, float> outer, int32_t in_list, int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
+        if (weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels) ||
+            weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
+          throw std::invalid_argument("plan: weights [K,C,R,S] expected");
+        Bf16ConvParams p;
+        p.in_map = in_map;
+        p.out_map = out_map;
+        p.in_channels = in_channels;
+        p.out_channels = static_cast<int32_t>(weights.shape(0));
+        p.depthwise = depthwise;
+        p.adds = adds;
+        p.tap_offset = std::move(tap_offset);
+        p.tap_column = std::move(tap_column);
+        p.weights = weights.data();
+        p.bias = bias;
+        p.gate = gate;
+        p.shift = shift;
+        p.inner = clamp_of(inner);
+        p.outer = clamp_of(outer);
+        p.in_list = in_list;
+        p.out_list = out_list;
+        p.pass_list = pass_list;
+        p.macs_per_pair = macs_per_pair;
+        b.add_bf16_conv(name, std::move(p));
+      },
+      py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
+      py::arg("depthwise"), py::arg("adds"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("bias"),
+      py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"),
+      py::arg("pass_list"), py::arg("macs_per_pair"));
+  builder
+      .def(
+          "add_bf16_pack",
+          [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t input, int32_t out_map, int32_t list,
+             int32_t in_live) { b.add_bf16_pack(name, {in_map, input, out_map, list, in_live}); },
+          py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("input"), py::arg("out_map"), py::arg("list"),
+          py::arg("in_live") = -1)
+      .def("add_bf16_unpack", &PyPlanBuilder::add_bf16_unpack, py::arg("name"), py::kw_only(), py::arg("in_map"),
+           py::arg("out_map"), py::arg("list"))
+      .def("add_bf16_reduce", &PyPlanBuilder::add_bf16_reduce, py::arg("name"), py::kw_only(), py::arg("kind"),
+           py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
+      .def(
+          "add_bf16_max_pool",
+          [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t list,
+             std::pair<int, int> kernel, std::pair<int, int> stride, std::array<int, 4> padding,
+             std::pair<int, int> dilation) {
+            b.add_bf16_max_pool(name, windows_of(kernel, stride, padding, dilation), in_map, out_map, list);
+          },
+          py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("list"), py::arg("kernel"),
+          py::arg("stride"), py::arg("padding"), py::arg("dilation"));
 }
 
 }  // namespace
@@ -454,6 +542,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("default_isa", [](const std::string& isa) { return std::string(kernel_table(isa).isa); }, py::arg("isa") = "");
   m.def(
       "int8_kernels", [](const std::string& isa) { return std::string(kernel_table(isa).quantized->isa); },
+      py::arg("isa") = "");
+  m.def(
+      "bf16_kernels", [](const std::string& isa) { return std::string(kernel_table(isa).bf16->isa); },
       py::arg("isa") = "");
   m.def("run_flat_op", &run_flat_op, py::arg("op"), py::arg("inputs"), py::arg("out_shapes"), py::arg("ints"),
         py::arg("floats"), py::arg("scratch"), py::arg("isa") = "");

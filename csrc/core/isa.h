@@ -9,7 +9,7 @@
 namespace dynprune {
 
 // Names of the ISAs that are both built and usable on this CPU, best last: generic, avx2, avx512,
-// avx512_vnni (int8 kernels of its own, float kernels of avx512).
+// avx512_vnni (int8 kernels of its own, float kernels of avx512), avx512_bf16 (bf16 kernels too).
 std::vector<std::string> available_isas();
 
 // The kernels for `isa`, or for the best usable one when it is empty.

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/packed_memory.h"
 #include "core/thread_team.h"
 #include "cpu/kernels.h"
 
@@ -40,7 +41,7 @@ struct OwnedPlaneShape {
   std::vector<uint16_t> store_mask;
 };
 
-// The channels that a step executes for one image, ascending.
+// The channels that a step executes for one image, ascending (but see LiveListDesc::live_first).
 struct LiveList {
   const int32_t* index;
   int32_t count;  // entries to execute
@@ -55,6 +56,8 @@ struct LiveListDesc {
   std::vector<int32_t> constant;
   bool is_constant = false;
   int32_t include = -1, exclude = -1;
+  // With skipping off: the live channels first, then the others, so that packed maps keep their order.
+  bool live_first = false;
 };
 
 // What one step did for one image; filled only while profiling.
@@ -99,6 +102,7 @@ struct Plan {
   std::vector<FlatRef> flats;
   std::vector<LiveListDesc> lists;
   std::vector<std::unique_ptr<Step>> steps;
+  PackedMemory packed;                             // weights as the kernels want them
   std::vector<int64_t> input_sizes, output_sizes;  // floats per image
   int64_t arena_size = 0;                          // floats
   int64_t thread_scratch_size = 0;                 // floats per thread

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/bf16_steps.h"
 #include "core/conv_step.h"
 #include "core/flat_steps.h"
 #include "core/map_steps.h"
@@ -26,8 +27,9 @@ class PlanBuilder {
   // `data` must outlive the plan.
   int32_t add_constant(const float* data, std::vector<int64_t> shape);
   int32_t add_constant_list(std::vector<int32_t> channels);
-  // A list that a LiveListStep (appended here) computes from masks; -1 = no mask.
-  int32_t add_live_list(int32_t capacity, int32_t include, int32_t exclude);
+  // A list that a LiveListStep (appended here) computes from masks; -1 = no mask. live_first: with skipping off, the
+  // live channels come first, then the others.
+  int32_t add_live_list(int32_t capacity, int32_t include, int32_t exclude, bool live_first = false);
 
   void add_input(int64_t floats_per_image) { plan_->input_sizes.push_back(floats_per_image); }
   void add_output(int64_t floats_per_image) { plan_->output_sizes.push_back(floats_per_image); }
@@ -53,14 +55,24 @@ class PlanBuilder {
   void add_quantized_reduce(const std::string& name, QuantizedReduceStep::Params params);
   void add_quantized_max_pool(const std::string& name, cpu::PoolShape shape, cpu::QuantizedType type, int32_t in_map,
                               int32_t out_map, int32_t list);
-  void add_quantized_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride,
-                                 int32_t in_map, int32_t out_map, int32_t list);
-  void add_quantized_copy(const std::string& name, int32_t in_map, int32_t out_map);
+
+  void add_bf16_conv(const std::string& name, Bf16ConvParams params);
+  void add_bf16_pack(const std::string& name, Bf16PackStep::Params params);
+  void add_bf16_unpack(const std::string& name, int32_t in_map, int32_t out_map, int32_t list);
+  void add_bf16_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list);
+  void add_bf16_max_pool(const std::string& name, cpu::PoolShape shape, int32_t in_map, int32_t out_map, int32_t list);
+
+  // Maps of `per_word` channels per word, whatever their element type.
+  void add_group_phase_split(const std::string& name, int32_t per_word, int32_t stride_h, int32_t stride_w,
+                             int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list);
+  void add_group_copy(const std::string& name, int32_t in_map, int32_t out_map);
 
   // Scratch of a convolution's transformed input, in floats; 0 when this ISA has no such kernel.
   int64_t winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape,
                                  cpu::WinogradWeights form);
   bool has_winograd() const { return plan_->kernels->has_winograd; }
+  bool has_channel_lanes() const { return plan_->kernels->has_channel_lanes; }
+  bool has_stem() const { return plan_->kernels->has_stem; }
 
   // Checks that every reference lies inside an arena of `arena_size` floats, and hands the plan out.
   std::shared_ptr<Plan> finish(int64_t arena_size);
@@ -75,7 +87,9 @@ class PlanBuilder {
   void check_map(int32_t map) const;
   void check_mask(int32_t flat, int32_t channels) const;
   void check_flat(int32_t flat, bool optional) const;
-  // `map` is a quantised map of this many channels: evenly spaced planes of four.
+  void need_thread_scratch(size_t bytes);
+  // `map` has evenly spaced planes of per_word channels each.
+  void check_group_map(int32_t map, int32_t channels, int32_t per_word) const;
   void check_quantized_map(int32_t map, int32_t channels) const;
   void check_quantized_list(int32_t list, int32_t map) const;
   void check_list(int32_t list, int32_t channels, bool optional = false) const;

@@ -1,5 +1,4 @@
 // The part of PlanBuilder that checks and adds steps on quantised maps.
-#include <algorithm>
 #include <stdexcept>
 
 #include "core/plan_builder.h"
@@ -11,19 +10,10 @@ constexpr int32_t kMaxInputChannels = 8192;  // of the kernels' tables for compa
 
 [[noreturn]] void fail(const std::string& what) { throw std::invalid_argument("plan: " + what); }
 
-int32_t words_for(int32_t channels) { return (channels + cpu::kChannelsPerWord - 1) / cpu::kChannelsPerWord; }
-
-int64_t rounded_floats(size_t bytes) { return static_cast<int64_t>((bytes + 63) / 64 * 16); }
-
 }  // namespace
 
 void PlanBuilder::check_quantized_map(int32_t map, int32_t n_channels) const {
-  check_map(map);
-  const std::vector<int64_t>& planes = plan_->maps[static_cast<size_t>(map)].plane;
-  if (static_cast<int32_t>(planes.size()) != words_for(n_channels))
-    fail("a quantised map has one plane per four channels");
-  for (size_t i = 2; i < planes.size(); ++i)
-    if (planes[i] - planes[i - 1] != planes[1] - planes[0]) fail("the planes of a quantised map are evenly spaced");
+  check_group_map(map, n_channels, cpu::kChannelsPerWord);
 }
 
 void PlanBuilder::check_quantized_list(int32_t list, int32_t map) const {
@@ -50,7 +40,7 @@ void PlanBuilder::add_quantized_conv(const std::string& name, QuantizedConvParam
   check_list(p.out_list, p.out_channels);
   check_list(p.pass_list, p.out_channels, true);
   auto step = std::make_unique<QuantizedConvStep>(*plan_, std::move(p));
-  plan_->thread_scratch_size = std::max(plan_->thread_scratch_size, rounded_floats(step->scratch_bytes(*plan_)));
+  need_thread_scratch(step->scratch_bytes(*plan_));
   append(name, "quantized_conv2d", std::move(step));
 }
 
@@ -92,28 +82,8 @@ void PlanBuilder::add_quantized_max_pool(const std::string& name, cpu::PoolShape
   check_quantized_list(list, out_map);
   shape.in = plan_->shape_of(in_map);
   shape.out = plan_->shape_of(out_map);
-  const size_t words = plan_->kernels->quantized->max_pool_scratch(shape);
-  plan_->thread_scratch_size = std::max(plan_->thread_scratch_size, rounded_floats(words * sizeof(uint32_t)));
+  need_thread_scratch(plan_->kernels->quantized->max_pool_scratch(shape) * sizeof(uint32_t));
   append(name, "max_pool2d", std::make_unique<QuantizedMaxPoolStep>(shape, type, in_map, out_map, list));
-}
-
-void PlanBuilder::add_quantized_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w,
-                                            int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list) {
-  check_map(out_map);
-  check_quantized_map(in_map, channels(out_map) * cpu::kChannelsPerWord);
-  if (stride_h < 1 || stride_w < 1) fail(name + ": a phase split needs positive strides");
-  check_quantized_list(list, out_map);
-  append(name, "phase_split",
-         std::make_unique<QuantizedPhaseSplitStep>(stride_h, stride_w, phase_stride, in_map, out_map, list));
-}
-
-void PlanBuilder::add_quantized_copy(const std::string& name, int32_t in_map, int32_t out_map) {
-  check_map(in_map);
-  check_map(out_map);
-  if (plan_->maps[static_cast<size_t>(in_map)].shape != plan_->maps[static_cast<size_t>(out_map)].shape ||
-      channels(in_map) != channels(out_map))
-    fail(name + ": a copy keeps the shape");
-  append(name, "copy", std::make_unique<QuantizedCopyStep>(in_map, out_map));
 }
 
 }  // namespace dynprune

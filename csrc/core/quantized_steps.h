@@ -1,12 +1,11 @@
-// Steps on quantised maps (cpu/quantized_kernels.h). The planes of such a map hold four channels each and are evenly
-// spaced in the arena; how many of them are in use depends on the live list.
+// Steps on quantised maps (cpu/quantized_kernels.h). How many of the planes of such a map are in use depends on its
+// live list.
 #pragma once
 
-#include <map>
 #include <string>
 #include <vector>
 
-#include "core/plan.h"
+#include "core/group_maps.h"
 #include "cpu/quantized_kernels.h"
 
 namespace dynprune {
@@ -38,9 +37,8 @@ class QuantizedConvStep final : public Step {
   void pass_through(const Plan& plan, Context& context) const;
 
   QuantizedConvParams p_;
+  TapMasks tap_masks_;
   cpu::QuantizedConvShape shape_{};
-  std::map<int32_t, std::vector<uint16_t>> column_mask_;  // by tap column
-  std::vector<const uint16_t*> tap_mask_;
   std::vector<int8_t> rows_;
   std::vector<int32_t> row_sum_;
 };
@@ -102,35 +100,6 @@ class QuantizedMaxPoolStep final : public Step {
   cpu::PoolShape shape_;
   cpu::QuantizedType type_;
   int32_t in_map_, out_map_, list_;
-};
-
-// As PhaseSplitStep.
-class QuantizedPhaseSplitStep final : public Step {
- public:
-  QuantizedPhaseSplitStep(int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t in_map, int32_t out_map,
-                          int32_t list)
-      : stride_h_(stride_h),
-        stride_w_(stride_w),
-        phase_stride_(phase_stride),
-        in_map_(in_map),
-        out_map_(out_map),
-        list_(list) {}
-  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
-
- private:
-  int32_t stride_h_, stride_w_;
-  int64_t phase_stride_;
-  int32_t in_map_, out_map_, list_;
-};
-
-// A copy of all planes: a residual that is still needed after a convolution has added to it.
-class QuantizedCopyStep final : public Step {
- public:
-  QuantizedCopyStep(int32_t in_map, int32_t out_map) : in_map_(in_map), out_map_(out_map) {}
-  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
-
- private:
-  int32_t in_map_, out_map_;
 };
 
 }  // namespace dynprune

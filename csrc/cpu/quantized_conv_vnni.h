@@ -10,9 +10,9 @@
 
 #include <immintrin.h>
 
-#include "cpu/quantized_compaction.h"
 #include "cpu/quantized_scalar.h"
 #include "cpu/quantized_vector.h"
+#include "cpu/row_compaction.h"
 #include "cpu/vec.h"
 
 namespace dynprune::cpu {
@@ -242,7 +242,7 @@ struct Scratch {
     slots = reinterpret_cast<__m512i*>(at);
     at += sizeof(__m512i) * kTileRows * 4 * kMaxVectors;
     table = at;
-    at += RowCompaction::table_bytes(quantized_row_channels(shape.in_channels));
+    at += RowCompaction<int8_t>::table_bytes(quantized_row_channels(shape.in_channels));
     columns = at;
     at += kMaxLeftover * row_capacity(shape);
     rows = at;
@@ -259,7 +259,7 @@ struct Scratch {
 
 size_t quantized_conv_scratch(const QuantizedConvShape& shape) {
   const int32_t channels = quantized_row_channels(shape.in_channels);
-  return sizeof(__m512i) * kTileRows * 4 * kMaxVectors + RowCompaction::table_bytes(channels) +
+  return sizeof(__m512i) * kTileRows * 4 * kMaxVectors + RowCompaction<int8_t>::table_bytes(channels) +
          static_cast<size_t>((kMaxLeftover + kTileRows) * Scratch::row_capacity(shape));
 }
 
@@ -299,8 +299,10 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
   const int64_t row_bytes = static_cast<int64_t>(shape.taps) * row_channels;
   const bool compact = call.n_in < shape.in_channels;
   Scratch scratch(shape, memory);
-  RowCompaction compaction;
-  if (compact) compaction.plan(row_channels, shape.taps, call.in_channel, call.n_in, scratch.table);
+  RowCompaction<int8_t> compaction;
+  if (compact)
+    compaction.plan(row_channels, quantized_row_channels(call.n_in), shape.taps, call.in_channel, call.n_in,
+                    scratch.table);
   const ConvJob job{shape, call.input.data, call.input.stride, (call.n_in + 3) / 4, scratch.slots};
   const int64_t capacity = Scratch::row_capacity(shape);
   const int64_t row_words = static_cast<int64_t>(shape.taps) * job.words;
@@ -322,9 +324,9 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
         block.start[k] = -128 * weights.row_sum[channel];
       } else if (k < count) {
         uint8_t* out = scratch.rows + k * capacity;
-        compaction.run(row, out);
+        compaction.run(row, reinterpret_cast<int8_t*>(out));
         block.weight[k] = out;
-        block.start[k] = is_signed ? -128 * sum_of_row(out, compaction.out_bytes()) : 0;
+        block.start[k] = is_signed ? -128 * sum_of_row(out, compaction.out_size()) : 0;
       } else {
         block.weight[k] = block.weight[from];
         block.start[k] = block.start[from];

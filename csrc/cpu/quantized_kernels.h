@@ -1,11 +1,7 @@
 // The interface between the executor and the int8 kernels.
 //
-// A quantised map holds four channels per 32-bit word: a *group plane* is laid out as a float plane
-// (kernels.h: PlaneShape, store masks, guards of zeros), one word per position, and channel position i is
-// byte i % 4 of plane i / 4. Rows need no pad columns: masks blank out taps that leave a row. Positions are the live
-// channels in ascending order, so a map of which n channels are live fills (n + 3) / 4 planes; the bytes after the last
-// live channel are zero. Values are u8 (never negative) or s8 in two's complement, both with zero point 0: pads,
-// fillers and exact zeros are the same bits.
+// A quantised map holds four channels per 32-bit word (group_planes.h). Values are u8 (never negative) or s8 in two's
+// complement, both with zero point 0.
 //
 // Results are the same bits on every ISA: sums are exact integers, and the float arithmetic after them is
 // written as single multiplications and additions in a fixed order.
@@ -14,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/group_planes.h"
 #include "cpu/kernels.h"
 
 namespace dynprune::cpu {
@@ -21,12 +18,6 @@ namespace dynprune::cpu {
 constexpr int kChannelsPerWord = 4;
 
 enum class QuantizedType : int32_t { kU8, kS8 };
-
-// A set of group planes, `stride` words apart.
-struct GroupPlanes {
-  uint32_t* data;  // position (0,0) of plane 0
-  int64_t stride;
-};
 
 // ---- convolution ------------------------------------------------------------------------------
 
@@ -48,12 +39,9 @@ struct QuantizedConvShape {
 static constexpr int32_t quantized_row_channels(int32_t in_channels) {
   return (in_channels + kChannelsPerWord - 1) / kChannelsPerWord * kChannelsPerWord;
 }
-// Readable bytes that must follow the last row of the weights.
-constexpr int kQuantizedOverread = 64;
-
 // Per output channel. sum is that of a row's weights (for s8 inputs).
 struct QuantizedWeights {
-  const int8_t* rows;  // [out_channels][taps][quantized_row_channels]
+  const int8_t* rows;  // [out_channels][taps][quantized_row_channels], then kRowOverread bytes
   const int32_t* row_sum;
   const float* scale;
   const float* bias;

@@ -16,6 +16,17 @@ DYNPRUNE_VECTOR_INLINE void add_products(__m512i& acc, __m512i x, __m512i w) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
 }
 
+// The sum of `bytes` signed bytes.
+inline int32_t sum_of_row(const uint8_t* row, int32_t bytes) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i sum = _mm512_setzero_si512();
+  for (int32_t i = 0; i < bytes; i += 64) {
+    const __mmask64 inside = bytes - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (bytes - i)) - 1;
+    sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8(inside, row + i));
+  }
+  return _mm512_reduce_add_epi32(sum);
+}
+
 DYNPRUNE_VECTOR_INLINE __m512 scaled(__m512i sums, const ChannelScale& c) {
   return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(c.scale)), _mm512_set1_ps(c.bias));
 }

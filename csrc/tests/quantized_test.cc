@@ -172,7 +172,7 @@ struct ConvCase {
 struct Model {
   Model(const ConvCase& c, Random& random) : row_channels(quantized_row_channels(c.depthwise ? 1 : c.in_channels)) {
     const int32_t taps = c.kernel * c.kernel, columns = c.depthwise ? 1 : c.in_channels;
-    rows.assign(static_cast<size_t>(c.out_channels) * taps * row_channels + kQuantizedOverread, 0);
+    rows.assign(static_cast<size_t>(c.out_channels) * taps * row_channels + kRowOverread, 0);
     for (int32_t k = 0; k < c.out_channels; ++k) {
       int32_t total = 0;
       for (int32_t t = 0; t < taps; ++t)
@@ -387,7 +387,7 @@ void test_extremes(const Kernels& kernels) {
     for (QuantizedType type : {u8, s8}) {
       QuantizedMap in(geometry, channels, u8, 6, 6), out(geometry, 4, type, 0, 0);
       in.fill_words(0xffffffffu);
-      std::vector<int8_t> rows(static_cast<size_t>(4 * 9 * channels + kQuantizedOverread), 127);
+      std::vector<int8_t> rows(static_cast<size_t>(4 * 9 * channels + kRowOverread), 127);
       const std::vector<int32_t> sums(4, 127 * 9 * channels), list = all_of(channels);
       const std::vector<float> scales(4, scale), biases(4, 0.0f);
       const QuantizedConvShape shape{channels, 4,    9,  taps.data(), masks.table.data(), geometry.shape(),

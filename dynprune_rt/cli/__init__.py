@@ -17,14 +17,14 @@ _EPILOG = """\
 examples:
   dynprune demo                                        classify CIFAR-10 images with two gated ResNets
   dynprune convert mypackage.nets:resnet --weights w.safetensors --input-shape 1,3,224,224 -o net.dpr
-  dynprune quantize net.dpr images.npy -o net8.dpr     int8, calibrated on the images
+  dynprune quantize net.dpr images.npy -o net8.dpr     int8, calibrated on the images; or --dtype bf16
   dynprune inspect net.dpr                             what each layer can skip, and why not more
   dynprune run net.dpr images.npy -o logits.npy
   dynprune bench resnet18 --share 0.5                  against OpenVINO, ONNX Runtime and torch
   dynprune train --method fbs --arch cifar_resnet20 --weights w.safetensors --data cifar10 --out fbs.dpr
 
 exit codes: 0 success, 1 an error that is explained on stderr, 2 wrong usage, 130 interrupted.
-DYNPRUNE_RT_ISA=generic|avx2|avx512|avx512_vnni forces an instruction set. Every command takes --help.
+DYNPRUNE_RT_ISA=generic|avx2|avx512|avx512_vnni|avx512_bf16 forces an instruction set. Every command takes --help.
 """
 
 

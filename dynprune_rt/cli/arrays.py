@@ -92,7 +92,8 @@ def _normalize(
     return images
 
 
-def add_input(parser: argparse.ArgumentParser, what: str = "images") -> None:
+def add_input(parser: argparse.ArgumentParser, what: str = "images", optional: bool = False) -> None:
     """``INPUT`` and ``--key``."""
-    parser.add_argument("input", type=Path, metavar="INPUT", help=f"{what}: .npy or .npz, [N, C, H, W] or one image")
+    text = f"{what}: .npy or .npz, [N, C, H, W] or one image"
+    parser.add_argument("input", type=Path, metavar="INPUT", nargs="?" if optional else None, help=text)
     parser.add_argument("--key", help="name of the array in a .npz file with several")

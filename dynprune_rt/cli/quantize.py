@@ -1,6 +1,7 @@
-"""Quantize a .dpr program to int8: calibrate on images, choose scales, keep what must stay in float32.
+"""Quantize a .dpr program to int8 or bf16, and keep what must stay in float32.
 
-Prints a row per convolution and the error of the outputs on the calibration images. Needs no torch.
+int8 is calibrated on images; bf16 needs none. Prints a row per convolution and, where there are images, the error of
+the outputs on them. Needs no torch.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import numpy as np
 
 from dynprune_rt.cli.arguments import add_normalization, positive
 from dynprune_rt.cli.arrays import add_input, as_batch, read_array
-from dynprune_rt.errors import DynpruneError
+from dynprune_rt.errors import DynpruneError, InputError
 
-ABOUT = "quantize a program to int8 with calibration images"
+ABOUT = "quantize a program to int8 (with calibration images) or bf16"
 
 _BATCH = 16
+_MAPS = ("input", "output")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("program", type=Path, metavar="PROGRAM", help="a .dpr file")
-    add_input(parser, "calibration images")
+    add_input(parser, "calibration images (bf16 needs none)", optional=True)
+    parser.add_argument("--dtype", choices=("int8", "bf16"), default="int8", help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .dpr file to write")
     parser.add_argument(
         "--images", type=positive, default=128, metavar="N", help="use the first N (default: %(default)s)"
@@ -55,11 +58,16 @@ def run(args: argparse.Namespace) -> int:
     types = list(program.inputs.values())
     if len(types) != 1:
         raise DynpruneError(f"{args.program} has {len(types)} inputs; programs with one can be quantized")
-    images = as_batch(read_array(args.input, args.key), types[0].shape[1:], args.mean, args.std)[: args.images]
-    batches = [np.asarray(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
+    batches = []
+    if args.input is not None:
+        images = as_batch(read_array(args.input, args.key), types[0].shape[1:], args.mean, args.std)[: args.images]
+        batches = [np.asarray(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
+    elif args.dtype == "int8":
+        raise InputError("int8 needs calibration images: dynprune quantize net.dpr images.npy -o net8.dpr")
     quantized = dynprune_rt.quantize(
         program,
         batches,
+        args.dtype,
         method=args.method,
         percentile=args.percentile,
         keep=args.keep,
@@ -75,15 +83,16 @@ def table(report: dict[str, Any]) -> str:
     """The report for people: one row per convolution, then the totals."""
     rows = [("layer", "type", "input", "output", "error", "")]
     for layer in report["layers"]:
-        maps = [f"{layer[m]} x {layer[f'{m}_scale']:.4g}" if m in layer else "" for m in ("input", "output")]
+        maps = [f"{layer[m]} x {layer[f'{m}_scale']:.4g}" if f"{m}_scale" in layer else layer.get(m, "") for m in _MAPS]
         error = f"{layer['error']:.4f}" if "error" in layer else ""
         rows.append((layer["name"], layer["kind"], *maps, error, layer.get("why", "")))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.append("")
-    lines.append(
-        f"output error {report['output_error']:.4f} (relative), same largest output on "
-        f"{100 * report['same_largest_output']:.1f} % of the measured images; ranges: {report['method']}, "
-        f"{report['images']} images"
-    )
+    if report["images"]:
+        ranges = f"ranges: {report['method']}, " if "method" in report else ""
+        lines.append("")
+        lines.append(
+            f"output error {report['output_error']:.4f} (relative), same largest output on "
+            f"{100 * report['same_largest_output']:.1f} % of the measured images; {ranges}{report['images']} images"
+        )
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dynprune_rt.errors import InputError
+from dynprune_rt.ir.bfloat16 import to_bfloat16
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.operators import operator
 from dynprune_rt.ir.operators.convolution import UNBOUNDED, finish
@@ -123,7 +124,9 @@ def _skip_outputs(
     if computed is not None:
         padded: list[np.ndarray | None] = [*arrays, *[None] * (6 - len(arrays))]
         attrs = {**operator("conv2d").canonical_attrs(node.attrs), "inner": UNBOUNDED}
-        passed = finish(np.zeros_like(out), [None, None, None, None, *padded[4:]], attrs)
+        zero = np.zeros(out.shape, np.float32)
+        passed = finish(zero, [None, None, None, None, *padded[4:]], attrs)
+        passed = to_bfloat16(passed) if out.dtype == DTYPES["bf16"] else passed
         out = np.where(_over_space(values[computed.name], out), out, passed)
     out = _read(node.output, out, values)
     return (out, *[spatial_reduction(kind, out) for kind in node.attrs.get("pools", ())])

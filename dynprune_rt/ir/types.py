@@ -17,10 +17,14 @@ DTYPES: dict[str, np.dtype] = {
     "bool": np.dtype(np.bool_),
     "u8": np.dtype(np.uint8),
     "s8": np.dtype(np.int8),
+    "bf16": np.dtype(np.uint16),  # the bits; see ir/bfloat16.py
 }
 
 #: Element types of quantised maps and weights: value = scale * integer, so that zero is exact in all of them.
 QUANTIZED = ("u8", "s8")
+
+#: Element types of maps that hold several channels in one 32-bit word when they run, and how many.
+CHANNELS_PER_WORD = {"u8": 4, "s8": 4, "bf16": 2}
 
 #: Largest rank of a value, the batch included.
 MAX_RANK = 8

@@ -10,7 +10,7 @@ import numpy as np
 
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.program import Program
-from dynprune_rt.quantization.rewriting import Rewriting
+from dynprune_rt.quantization.rewriting import IntegerRewriting
 from dynprune_rt.quantization.selection import Selection
 from dynprune_rt.session import Session
 
@@ -18,7 +18,7 @@ _LAYERS_PER_RUN = 16
 _IMAGES_PER_RUN = 8
 
 
-class _SideBySide(Rewriting):
+class _SideBySide(IntegerRewriting):
     """The float graph with the integer form of some layers beside it, each fed with exact operands."""
 
     def pairs(self, nodes: Sequence[Node], layers: Sequence[Node]) -> list[tuple[Value, Value]]:
@@ -28,7 +28,7 @@ class _SideBySide(Rewriting):
         for node in nodes:
             self.copy_node(node)
             if node in layers:
-                integers = self.integer_convolution(node)
+                integers = self.convolution(node)
                 floats = self._builder.op("dequantize", integers, scale=self.scale(node.output))
                 floats.live = integers.live
                 pairs.append((self.as_floats(node.output), floats))
@@ -59,7 +59,7 @@ def layer_errors(
 
 
 def output_error(
-    program: Program, quantized: Program, batches: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None
+    program: Program, quantized: Program, dtype: str, batches: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None
 ) -> dict[str, Any]:
     """Relative error of the first output, how often its largest entry is the same, and accuracies for labels."""
     sessions = Session(program), Session(quantized)
@@ -81,7 +81,7 @@ def output_error(
         "same_largest_output": round(agreed / images, 6),
     }
     if labels is not None:
-        result["accuracy_float32"], result["accuracy_int8"] = (round(c / images, 6) for c in correct)
+        result["accuracy_float32"], result[f"accuracy_{dtype}"] = (round(c / images, 6) for c in correct)
     return result
 
 

@@ -1,32 +1,36 @@
-"""The quantized graph: integer layers where the selection says so, conversions where the two kinds meet."""
+"""The quantized graph: narrow layers where the selection says so, conversions where the two kinds meet."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
 
 from dynprune_rt.errors import QuantizationError
+from dynprune_rt.ir.bfloat16 import from_bfloat16, to_bfloat16
 from dynprune_rt.ir.build import Builder
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.quantization.scales import quantize_weights
 from dynprune_rt.quantization.selection import Selection, exact_reduction, operand
 
 
-class Rewriting:
-    """Copies a graph node by node. A map may exist as floats, as integers, or as both.
+class Rewriting(ABC):
+    """Copies a graph node by node. A map may exist as floats, in its narrow form, or as both.
 
-    Names of layers and values stay; the integer form of a map is called ``<name>.int8``.
+    Names of layers and values stay; the narrow form of a map is called ``<name>.<suffix>``. Subclasses know the
+    element type.
     """
 
-    def __init__(self, graph: Graph, selection: Selection, scales: Mapping[Value, float]) -> None:
+    suffix: str
+
+    def __init__(self, graph: Graph, selection: Selection) -> None:
         self._old = graph
         self._selection = selection
-        self._scales = scales  # by representative
         self._builder = Builder(fold=False)
         self._floats: dict[Value, Value] = {}
-        self._integers: dict[Value, Value] = {}
+        self._narrow: dict[Value, Value] = {}
 
     @property
     def graph(self) -> Graph:
@@ -39,15 +43,28 @@ class Rewriting:
             if node not in self._selection.nodes:
                 self.copy_node(node)
             elif node.op == "conv2d":
-                self._integers[node.output] = self.integer_convolution(node)
+                self._narrow[node.output] = self.convolution(node)
                 self._reduce_pools(node)
             else:
                 self._max_pool(node)
         self.graph.outputs = [self.as_floats(value) for value in self._old.outputs]
         return self.graph
 
-    def scale(self, value: Value) -> float:
-        return self._scales[self._selection.representative(value)]
+    @abstractmethod
+    def _narrowed(self, value: Value, source: Value, name: str) -> Value:
+        """The narrow form of ``source``, the float copy of ``value``."""
+
+    @abstractmethod
+    def _widened(self, value: Value, source: Value, name: str) -> Value:
+        """The float form of ``source``, the narrow copy of ``value``."""
+
+    @abstractmethod
+    def convolution(self, node: Node) -> Value:
+        """The narrow form of a convolution; its operands are converted where they are floats."""
+
+    @abstractmethod
+    def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
+        """A spatial reduction of the narrow form of a map; None if there is none of this kind."""
 
     def copy_inputs(self) -> None:
         for value in self._old.inputs:
@@ -56,28 +73,26 @@ class Rewriting:
     # -- the two forms of a value ---------------------------------------------------------------------
 
     def as_floats(self, value: Value) -> Value:
-        """The copy of a value; an integer map is dequantized once."""
+        """The copy of a value; a narrow map is widened once."""
         if value in self._floats:
             return self._floats[value]
         if self._old.is_constant(value):
             copy = self.graph.add_constant(value.name, self._old.constant(value))
         else:
-            source = self._integers[value]
-            copy = self._builder.op("dequantize", source, scale=self.scale(value), name=value.name)
+            source = self._narrow[value]
+            copy = self._widened(value, source, value.name)
             copy.live = source.live
         self._floats[value] = copy
         return copy
 
-    def as_integers(self, value: Value) -> Value:
-        """The integer form of a map; a float map is quantized once."""
-        if value not in self._integers:
+    def as_narrow(self, value: Value) -> Value:
+        """The narrow form of a map; a float map is converted once."""
+        if value not in self._narrow:
             source = self.as_floats(value)
-            dtype = self._selection.dtypes[value]
-            name = f"{value.name}.int8"
-            copy = self._builder.op("quantize", source, scale=self.scale(value), dtype=dtype, name=name)
+            copy = self._narrowed(value, source, f"{value.name}.{self.suffix}")
             copy.live = None if value in self._selection.whole else source.live
-            self._integers[value] = copy
-        return self._integers[value]
+            self._narrow[value] = copy
+        return self._narrow[value]
 
     def _mask(self, mask: Value | None) -> Value | None:
         return None if mask is None else self.as_floats(mask)
@@ -85,9 +100,9 @@ class Rewriting:
     # -- nodes ----------------------------------------------------------------------------------------
 
     def copy_node(self, node: Node) -> None:
-        """A node that stays in floats, or reduces an integer map exactly."""
+        """A node that stays in floats, or reduces a narrow map."""
         x = node.inputs[0] if node.inputs else None
-        if node.op == "spatial_reduce" and x in self._integers and x not in self._floats:
+        if node.op == "spatial_reduce" and x in self._narrow and x not in self._floats:
             assert x is not None
             reduced = self._reduce(node.name, x, node.attrs["kind"], node.output.name)
             if reduced is not None:
@@ -116,18 +131,62 @@ class Rewriting:
     def _max_pool(self, node: Node) -> None:
         x = node.inputs[0]
         assert x is not None
-        source = self.as_integers(x)
-        (y,) = self._append("max_pool2d", [source], node.attrs, node, ".int8")
+        source = self.as_narrow(x)
+        (y,) = self._append("max_pool2d", [source], node.attrs, node, f".{self.suffix}")
         y.live = source.live
-        self._integers[node.output] = y
+        self._narrow[node.output] = y
 
-    def integer_convolution(self, node: Node) -> Value:
-        """The quantized form of a convolution; its operands are quantized where they are floats."""
+    def _stored(self, node: Node, live: Value | None, computed: Value | None) -> tuple[Value | None, Value | None]:
+        """Masks of stored and of computed channels.
+
+        Masks only permit to skip, so dropping one is always right. A residual stream is stored whole, a map
+        without residual stores what it computes.
+        """
+        if operand(node, 5) is not None:
+            return None, computed if computed is not None else live
+        if node.output in self._selection.whole:
+            return None, None
+        return live, None
+
+    # -- reductions -----------------------------------------------------------------------------------
+
+    def _reduce_pools(self, node: Node) -> None:
+        """The reductions that a float convolution computes beside its map."""
+        y = node.output
+        for kind, old in zip(node.attrs["pools"], node.outputs[1:], strict=True):
+            reduced = self._reduce(f"{node.name}.{kind}", y, kind, old.name)
+            if reduced is None:
+                reduced = self._builder.op("spatial_reduce", self.as_floats(y), kind=kind, name=old.name)
+            self._floats[old] = reduced
+
+
+class IntegerRewriting(Rewriting):
+    """Maps of u8 and s8 with a scale."""
+
+    suffix = "int8"
+
+    def __init__(self, graph: Graph, selection: Selection, scales: Mapping[Value, float]) -> None:
+        super().__init__(graph, selection)
+        self._scales = scales  # by representative
+
+    def scale(self, value: Value) -> float:
+        return self._scales[self._selection.representative(value)]
+
+    def _narrowed(self, value: Value, source: Value, name: str) -> Value:
+        dtype = self._selection.dtypes[value]
+        result: Value = self._builder.op("quantize", source, scale=self.scale(value), dtype=dtype, name=name)
+        return result
+
+    def _widened(self, value: Value, source: Value, name: str) -> Value:
+        result: Value = self._builder.op("dequantize", source, scale=self.scale(value), name=name)
+        return result
+
+    def convolution(self, node: Node) -> Value:
         x, weight, bias, gate, shift, residual = (operand(node, i) for i in range(6))
         assert x is not None and weight is not None
         y = node.output
-        source = self.as_integers(x)
-        stream = None if residual is None else self.as_integers(residual)
+        source = self.as_narrow(x)
+        stream = None if residual is None else self.as_narrow(residual)
         y_scale = self.scale(y)
         weights, weight_scales = quantize_weights(self._old.constant(weight), node.name)
         vectors = {
@@ -156,18 +215,6 @@ class Rewriting:
         result.producer.computed = computed
         return result
 
-    def _stored(self, node: Node, live: Value | None, computed: Value | None) -> tuple[Value | None, Value | None]:
-        """Masks of stored and of computed channels.
-
-        Masks only permit to skip, so dropping one is always right. A residual stream is stored whole, a map
-        without residual stores what it computes.
-        """
-        if operand(node, 5) is not None:
-            return None, computed if computed is not None else live
-        if node.output in self._selection.whole:
-            return None, None
-        return live, None
-
     def _scaled_shift(self, shift: Value, y_scale: float, node: Node) -> Value:
         """The shift in steps of the output; one per image is divided when the program runs."""
         name = f"{node.name}.shift.int8"
@@ -186,25 +233,55 @@ class Rewriting:
             raise QuantizationError(f"layer {node.name!r}: the {what} leaves the range of float32 when quantized")
         return np.where(np.abs(values) < np.finfo(np.float32).tiny, 0, values).astype(np.float32)
 
-    # -- reductions -----------------------------------------------------------------------------------
-
-    def _reduce_pools(self, node: Node) -> None:
-        """The reductions that a float convolution computes beside its map."""
-        y = node.output
-        for kind, old in zip(node.attrs["pools"], node.outputs[1:], strict=True):
-            reduced = self._reduce(f"{node.name}.{kind}", y, kind, old.name)
-            if reduced is None:
-                reduced = self._builder.op("spatial_reduce", self.as_floats(y), kind=kind, name=old.name)
-            self._floats[old] = reduced
-
     def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
         """An exact reduction of an integer map; None if there is none of this kind."""
         exact = exact_reduction(kind, self._selection.dtypes[x])
         if exact is None:
             return None
         reduced: Value = self._builder.op(
-            "quantized_spatial_reduce", self._integers[x], kind=exact, scale=self.scale(x), name=name
+            "quantized_spatial_reduce", self._narrow[x], kind=exact, scale=self.scale(x), name=name
         )
+        assert reduced.producer is not None
+        reduced.producer.name = layer
+        return reduced
+
+
+class Bf16Rewriting(Rewriting):
+    """Maps of bfloat16; the operators stay what they are."""
+
+    suffix = "bf16"
+
+    def _narrowed(self, value: Value, source: Value, name: str) -> Value:
+        result: Value = self._builder.op("cast", source, dtype="bf16", name=name)
+        return result
+
+    def _widened(self, value: Value, source: Value, name: str) -> Value:
+        result: Value = self._builder.op("cast", source, dtype="f32", name=name)
+        return result
+
+    def convolution(self, node: Node) -> Value:
+        x, weight, bias, gate, shift, residual = (operand(node, i) for i in range(6))
+        assert x is not None and weight is not None
+        array = self._old.constant(weight)
+        narrow = to_bfloat16(array)
+        if not np.isfinite(from_bfloat16(narrow)).all():
+            what = "leave the range of bfloat16" if np.isfinite(array).all() else "are not finite"
+            raise QuantizationError(f"layer {node.name!r}: its weights {what}")
+        weights = self.graph.add_constant(f"{node.name}.weight.bf16", narrow)
+        others = [None if v is None else self.as_floats(v) for v in (bias, gate, shift)]
+        stream = None if residual is None else self.as_narrow(residual)
+        inputs = [self.as_narrow(x), weights, *others, stream]
+        while inputs[-1] is None:
+            inputs.pop()
+        masks = self._mask(node.output.live), self._mask(node.computed)
+        (result,) = self._append("conv2d", inputs, {**node.attrs, "pools": ()}, node, ".bf16")
+        result.live, computed = self._stored(node, *masks)
+        assert result.producer is not None
+        result.producer.computed = computed
+        return result
+
+    def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
+        reduced: Value = self._builder.op("spatial_reduce", self._narrow[x], kind=kind, name=name)
         assert reduced.producer is not None
         reduced.producer.name = layer
         return reduced

@@ -1,4 +1,4 @@
-"""Which layers can run on integers, the element type of every map, and which maps share a scale."""
+"""Which layers run on integers or in bfloat16, the element type of every map, and which maps share a scale."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.operators.quantized import MAX_SUM
-from dynprune_rt.passes.value_ranges import ValueFacts
+from dynprune_rt.ir.value_ranges import ValueFacts
 
 
 def operand(node: Node, position: int) -> Value | None:
@@ -28,9 +28,9 @@ def exact_reduction(kind: str, dtype: str) -> str | None:
 
 @dataclass
 class Selection:
-    """Layers that run on integers.
+    """Layers that run on maps of a narrow type.
 
-    ``dtypes``: element type of every map that exists as integers. ``classes``: maps that share a scale
+    ``dtypes``: element type of every map that exists in one. ``classes``: maps that share a scale
     point to one representative. ``whole``: maps that are stored with all their channels. ``kept``:
     convolutions that stay in float32, with the reason.
     """
@@ -68,6 +68,8 @@ def is_depthwise(node: Node) -> bool:
 
 
 class _Selector:
+    """The choice for bfloat16: whatever has a kernel."""
+
     def __init__(self, graph: Graph, keep: Sequence[str], kept: Mapping[str, str]) -> None:
         self._graph = graph
         self._keep = keep
@@ -85,14 +87,14 @@ class _Selector:
             elif node.op == "max_pool2d":
                 x = node.inputs[0]
                 assert x is not None
-                if self._made_of_integers(x):
+                if self._made_narrow(x):
                     self.result.nodes.add(node)
                     self.result.add_map(node.output, self.result.dtypes[x])
                     self.result.share_scale(x, node.output)
         self._spread_whole_maps()
         return self.result
 
-    def _made_of_integers(self, value: Value) -> bool:
+    def _made_narrow(self, value: Value) -> bool:
         return value.producer in self.result.nodes and value is value.producer.output if value.producer else False
 
     def _take_convolution(self, node: Node) -> None:
@@ -100,17 +102,52 @@ class _Selector:
         assert x is not None
         result = self.result
         result.nodes.add(node)
-        result.add_map(x, self._sign(x))
-        result.add_map(y, "u8" if self._never_negative(node) else "s8")
+        result.add_map(x, self._type_of(x))
+        result.add_map(y, self._result_type(node))
         if residual is not None:
-            result.add_map(residual, self._sign(residual))
+            result.add_map(residual, self._type_of(residual))
             result.whole |= {y, residual}
             if result.dtypes[residual] == result.dtypes[y]:
                 result.share_scale(residual, y)
 
-    def _sign(self, value: Value) -> str:
+    def _type_of(self, value: Value) -> str:
+        return "bf16"
+
+    def _result_type(self, node: Node) -> str:
+        return "bf16"
+
+    def _refusal(self, node: Node) -> str | None:
+        """Why a convolution has to stay in float32."""
+        x, residual = operand(node, 0), operand(node, 5)
+        assert x is not None
+        if any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self._keep):
+            return "kept by name"
+        if not x.type.is_map or 1 in (math.prod(x.type.shape[2:]), math.prod(node.output.type.shape[2:])):
+            return "a vector, not a map"
+        if node.attrs["groups"] > 1 and not is_depthwise(node):
+            return "grouped convolution"
+        if is_depthwise(node) and residual is not None:
+            return "depthwise convolution with a residual"
+        return None
+
+    def _spread_whole_maps(self) -> None:
+        """A pooling follows the live list of its input: a whole result needs a whole operand."""
+        for node in reversed(self._graph.nodes):
+            if node.op == "max_pool2d" and node in self.result.nodes and node.output in self.result.whole:
+                x = node.inputs[0]
+                assert x is not None
+                self.result.whole.add(x)
+
+
+class _IntegerSelector(_Selector):
+    """Integers also need a sign, and an epilogue that saturation can do."""
+
+    def _type_of(self, value: Value) -> str:
         known = self.result.dtypes.get(value)
         return known or ("u8" if self._facts.range(value).nonnegative else "s8")
+
+    def _result_type(self, node: Node) -> str:
+        return "u8" if self._never_negative(node) else "s8"
 
     def _gate_is_nonnegative(self, node: Node) -> bool:
         gate = operand(node, 3)
@@ -123,17 +160,11 @@ class _Selector:
         return clamped and operand(node, 4) is None and operand(node, 5) is None
 
     def _refusal(self, node: Node) -> str | None:
-        """Why a convolution has to stay in float32."""
-        x, weight, gate, shift, residual = (operand(node, i) for i in (0, 1, 3, 4, 5))
-        assert x is not None and weight is not None
-        if any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self._keep):
-            return "kept by name"
-        if not x.type.is_map or 1 in (math.prod(x.type.shape[2:]), math.prod(node.output.type.shape[2:])):
-            return "a vector, not a map"
-        if node.attrs["groups"] > 1 and not is_depthwise(node):
-            return "grouped convolution"
-        if is_depthwise(node) and residual is not None:
-            return "depthwise convolution with a residual"
+        why = super()._refusal(node)
+        if why is not None:
+            return why
+        weight, gate, shift, residual = (operand(node, i) for i in (1, 3, 4, 5))
+        assert weight is not None
         if math.prod(weight.type.shape[1:]) * 128 * 255 > MAX_SUM:
             return "sums may leave 32 bits"
         inner_low, inner_high = node.attrs["inner"]
@@ -154,15 +185,13 @@ class _Selector:
             return "a rectifier before a gate of unknown sign or a shift"
         return None
 
-    def _spread_whole_maps(self) -> None:
-        """A pooling follows the live list of its input: a whole result needs a whole operand."""
-        for node in reversed(self._graph.nodes):
-            if node.op == "max_pool2d" and node in self.result.nodes and node.output in self.result.whole:
-                x = node.inputs[0]
-                assert x is not None
-                self.result.whole.add(x)
 
+def select(
+    graph: Graph, keep: Sequence[str] = (), kept: Mapping[str, str] | None = None, dtype: str = "int8"
+) -> Selection:
+    """Choose the layers.
 
-def select(graph: Graph, keep: Sequence[str] = (), kept: Mapping[str, str] | None = None) -> Selection:
-    """Choose the layers. ``keep``: name patterns of layers to leave in float32; ``kept``: names with reasons."""
-    return _Selector(graph, keep, kept or {}).run()
+    ``keep``: name patterns of layers to leave in float32; ``kept``: names with reasons; ``dtype``: "int8" or "bf16".
+    """
+    selector = _IntegerSelector if dtype == "int8" else _Selector
+    return selector(graph, keep, kept or {}).run()

@@ -1,9 +1,4 @@
-"""Handlers of operators on quantised maps.
-
-The planes of a quantised map hold four channels each (csrc/cpu/quantized_kernels.h). Without a residual a
-convolution writes its live channels side by side, so a map and its readers have to follow one live list; a
-residual stream is stored whole, in fixed channel order.
-"""
+"""Handlers of operators on quantised maps (csrc/cpu/quantized_kernels.h)."""
 
 from __future__ import annotations
 
@@ -13,18 +8,10 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.geometry import convolution_taps
+from dynprune_rt.backends.cpu.group_maps import check_stored, map_size, operands, refuse, residual_planes
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
-from dynprune_rt.backends.cpu.storage import MapView
-from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Node, Value
 from dynprune_rt.ir.operators.quantized import reduction_factor
-
-
-def _refuse(node: Node, why: str) -> DeviceError:
-    return DeviceError(
-        f"the int8 kernels cannot execute layer {node.name} ({node.op}): {why}; quantize the model again"
-    )
-
 
 _TYPES = {"u8": _C.QuantizedType.u8, "s8": _C.QuantizedType.s8}
 
@@ -33,30 +20,19 @@ def _type(value: Value) -> _C.QuantizedType:
     return _TYPES[value.type.dtype]
 
 
-def _size(value: Value) -> tuple[int, int]:
-    return value.type.shape[2], value.type.shape[3]
-
-
-def _operands(node: Node, count: int) -> list[Value | None]:
-    return [*node.inputs, *[None] * (count - len(node.inputs))]
-
-
 def lower_quantized_conv2d(recorder: Recorder, node: Node) -> bool:
-    x, weight, scale, bias, gate, shift, residual = _operands(node, 7)
+    x, weight, scale, bias, gate, shift, residual = operands(node, 7)
     assert x is not None and weight is not None and scale is not None and bias is not None
     y = node.output
     depthwise = node.attrs["groups"] > 1
     residual_scale = node.attrs["residual_scale"]
-    if residual is None and node.computed is not None and node.computed is not y.live:
-        raise _refuse(node, "it stores channels that it does not compute")
-    if residual is not None and (residual.live is not None or y.live is not None):
-        raise _refuse(node, "a residual stream has to be stored whole")
+    check_stored(node, residual)
 
     weights = np.ascontiguousarray(recorder.graph.constant(weight))
     stride, kernel = tuple(node.attrs["stride"]), (weights.shape[2], weights.shape[3])
-    taps = convolution_taps(_size(x), _size(y), kernel, stride, node.attrs["padding"], node.attrs["dilation"])
+    taps = convolution_taps(map_size(x), map_size(y), kernel, stride, node.attrs["padding"], node.attrs["dilation"])
     source_map = recorder.as_map(x)
-    out = recorder.new_map(y) if residual is None else _residual_planes(recorder, node, residual, source_map)
+    out = recorder.new_map(y) if residual is None else residual_planes(recorder, node, residual, source_map)
     source = source_map if stride == (1, 1) else recorder.phase_split(x, (stride[0], stride[1]))
     source.pitch_class.unite(out.pitch_class)
     source.pitch_class.require(taps.reach)
@@ -71,7 +47,7 @@ def lower_quantized_conv2d(recorder: Recorder, node: Node) -> bool:
     gate_flat = None if gate is None else recorder.as_flat(gate)
     shift_flat = None if shift is None else recorder.as_flat(shift)
     scales, biases = recorder.graph.constant(scale), recorder.graph.constant(bias)
-    macs_per_pair = math.prod(_size(y)) * math.prod(kernel)
+    macs_per_pair = math.prod(map_size(y)) * math.prod(kernel)
     recorder.step(
         lambda: recorder.builder.add_quantized_conv(
             node.name,
@@ -101,24 +77,6 @@ def lower_quantized_conv2d(recorder: Recorder, node: Node) -> bool:
         writes=[out],
     )
     return True
-
-
-def _residual_planes(recorder: Recorder, node: Node, residual: Value, source: MapView) -> MapView:
-    """The planes that the convolution adds to: the residual's own where nobody else needs them, else a copy."""
-    view = recorder.as_map(residual)
-    if recorder.overwritable(residual, view) and not view.storages & source.storages:
-        return recorder.bind_map(node.output, view)
-    out = recorder.new_map(node.output)
-    view.pitch_class.unite(out.pitch_class)
-    recorder.step(
-        lambda: recorder.builder.add_quantized_copy(
-            node.name, in_map=recorder.map_id(view), out_map=recorder.map_id(out)
-        ),
-        LayerFacts(node.name, "copy"),
-        reads=[view],
-        writes=[out],
-    )
-    return out
 
 
 def lower_quantize(recorder: Recorder, node: Node) -> bool:
@@ -152,7 +110,7 @@ def lower_dequantize(recorder: Recorder, node: Node) -> bool:
     x, y = node.inputs[0], node.output
     assert x is not None
     if y.live is not x.live:
-        raise _refuse(node, "its masks differ")
+        raise refuse(node, "its masks differ")
     source, out = recorder.as_map(x), recorder.new_map(y)
     live = recorder.live_list(x)
     recorder.step(
@@ -177,7 +135,7 @@ def lower_quantized_reduce(recorder: Recorder, node: Node) -> bool:
     source, live = recorder.as_map(x), recorder.live_list(x)
     y = recorder.new_flat(node.output)
     kind = node.attrs["kind"]
-    factor = reduction_factor(kind, node.attrs["scale"], math.prod(_size(x)))
+    factor = reduction_factor(kind, node.attrs["scale"], math.prod(map_size(x)))
     recorder.step(
         lambda: recorder.builder.add_quantized_reduce(
             node.name,
@@ -197,7 +155,7 @@ def lower_quantized_reduce(recorder: Recorder, node: Node) -> bool:
 
 def lower_quantized_max_pool(recorder: Recorder, node: Node, x: Value) -> bool:
     if node.output.live is not x.live:
-        raise _refuse(node, "its masks differ")
+        raise refuse(node, "its masks differ")
     source, out = recorder.as_map(x), recorder.new_map(node.output)
     live = recorder.live_list(x)
     attrs = node.attrs

@@ -16,11 +16,12 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.flat_ops import FLAT_OPS, encode
-from dynprune_rt.backends.cpu.geometry import GROUP, PitchClass
+from dynprune_rt.backends.cpu.geometry import PitchClass
 from dynprune_rt.backends.cpu.storage import Arena, FlatStorage, FlatView, MapView, PlaneStorage, Storage
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Graph, Node, Value
-from dynprune_rt.ir.types import QUANTIZED
+from dynprune_rt.ir.types import CHANNELS_PER_WORD
+from dynprune_rt.ir.value_ranges import ValueFacts
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Recorder:
         self.builder = _C.PlanBuilder(isa)
         self.position = 0
         self.users = graph.users()
+        self.facts = ValueFacts(graph)
         self._last_use = self._last_uses()
         self._steps: list[_Step] = []
         self._maps: dict[Value, MapView] = {}
@@ -102,7 +104,7 @@ class Recorder:
         self._phases: dict[tuple[Value, tuple[int, int]], MapView] = {}
         # Values x[:, :, ::s] whose readers all take ::t of the columns: the phase planes of both.
         self.strided_rows: dict[Value, MapView] = {}
-        self._lists: dict[tuple[Value | None, Value | None, int], LiveListRef] = {}
+        self._lists: dict[tuple[Value | None, Value | None, int, bool], LiveListRef] = {}
         self.winograd_sites: list[WinogradSite] = []
         self.flat_scratch_floats = 0
         # Emission caches.
@@ -128,10 +130,10 @@ class Recorder:
         return value in self._maps
 
     def new_map(self, value: Value, pitch_class: PitchClass | None = None) -> MapView:
-        """Own planes for a map value: one per channel, or per group of channels of a quantised map."""
+        """Own planes for a map value: one per channel, or per word of channels (csrc/cpu/group_planes.h)."""
         _, channels, height, width = value.type.shape
-        tight = value.type.dtype in QUANTIZED
-        view = self.new_planes(-(-channels // GROUP) if tight else channels, height, width, pitch_class, tight=tight)
+        per_word = CHANNELS_PER_WORD.get(value.type.dtype, 1)
+        view = self.new_planes(-(-channels // per_word), height, width, pitch_class, tight=per_word > 1)
         return self.bind_map(value, view)
 
     def new_planes(
@@ -167,8 +169,8 @@ class Recorder:
     def as_map(self, value: Value) -> MapView:
         """The planes of a map value, loaded from its flat form if it has no other."""
         if value not in self._maps:
-            if value.type.dtype in QUANTIZED:
-                raise DeviceError(f"no kernel makes the quantised value {value.name} ({value.type})")
+            if value.type.dtype in CHANNELS_PER_WORD:
+                raise DeviceError(f"no kernel makes the value {value.name} ({value.type})")
             view = self.new_map(value)
             name = value.name
             if value in self.graph.inputs:
@@ -202,8 +204,8 @@ class Recorder:
         self._flats[value] = FlatView(per_image_shape(value), source.storage, source.constant)
 
     def as_flat(self, value: Value) -> FlatView:
-        if value.type.dtype in QUANTIZED:
-            raise DeviceError(f"the quantised value {value.name} ({value.type}) has to be dequantized here")
+        if value.type.dtype in CHANNELS_PER_WORD:
+            raise DeviceError(f"the value {value.name} ({value.type}) has to become f32 here")
         if value in self._flats:
             return self._flats[value]
         if self.graph.is_constant(value):
@@ -255,13 +257,33 @@ class Recorder:
         is_zero = self.graph.is_constant(zero) and not self.graph.constant(zero).any()
         return gate if is_zero and per_image_shape(gate) == per_image_shape(mask) else None
 
-    def live_list(self, value: Value) -> LiveListRef:
-        """The stored channels of a value."""
-        return self.list_of(value.live, None, value.type.channels)
+    def is_own_mask(self, gate: Value, computed: Value | None) -> bool:
+        """Are the channels of the list ``computed`` those where ``gate`` is not 0, and is it 1 there?"""
+        node = None if computed is None else computed.producer
+        if node is None or node.op != "ne" or node.inputs[0] is not gate:
+            return False
+        zero = node.inputs[1]
+        assert zero is not None
+        constant_zero = self.graph.is_constant(zero) and not self.graph.constant(zero).any()
+        return constant_zero and self.facts.range(gate).binary
 
-    def list_of(self, include: Value | None, exclude: Value | None, channels: int) -> LiveListRef:
-        """Channels in ``include`` (None = all) and not in ``exclude`` (None = none)."""
-        key = (include, exclude, channels)
+    def live_list(self, value: Value) -> LiveListRef:
+        """The stored channels of a value.
+
+        Those of a packed bf16 map start with the live ones in every mode: which channels share a word decides the
+        order of additions (csrc/cpu/bf16_kernels.h).
+        """
+        return self.list_of(value.live, None, value.type.channels, live_first=value.type.dtype == "bf16")
+
+    def list_of(
+        self, include: Value | None, exclude: Value | None, channels: int, live_first: bool = False
+    ) -> LiveListRef:
+        """Channels in ``include`` (None = all) and not in ``exclude`` (None = none).
+
+        ``live_first``: with skipping off, the live channels come first, then the others.
+        """
+        live_first = live_first and include is not None
+        key = (include, exclude, channels, live_first)
         if key in self._lists:
             return self._lists[key]
         ref = self._lists[key] = LiveListRef()
@@ -282,7 +304,7 @@ class Recorder:
         inside, outside = self.mask_flat(include), self.mask_flat(exclude)
 
         def emit() -> None:
-            ref.index = self.builder.add_live_list(channels, self.flat_id(inside), self.flat_id(outside))
+            ref.index = self.builder.add_live_list(channels, self.flat_id(inside), self.flat_id(outside), live_first)
 
         self.step(emit, LayerFacts("", "live_list"), reads=[inside, outside])
         return ref
@@ -313,13 +335,15 @@ class Recorder:
         if key not in self._phases:
             source, live = self.as_map(value), self.live_list(value)
             height, width = -(-source.height // stride[0]), -(-source.width // stride[1])
-            quantized = value.type.dtype in QUANTIZED
-            view = self.new_planes(source.channels, height, width, phases=stride[0] * stride[1], tight=quantized)
+            per_word = CHANNELS_PER_WORD.get(value.type.dtype, 1)
+            view = self.new_planes(source.channels, height, width, phases=stride[0] * stride[1], tight=per_word > 1)
             self._phases[key] = view
-            add_split = self.builder.add_quantized_phase_split if quantized else self.builder.add_phase_split
+            add_split = self.builder.add_phase_split if per_word == 1 else self.builder.add_group_phase_split
+            group = {} if per_word == 1 else {"per_word": per_word}
             self.step(
                 lambda: add_split(
                     value.name,
+                    **group,
                     stride_h=stride[0],
                     stride_w=stride[1],
                     phase_stride=view.pitch_class.plane_stride,
@@ -414,7 +438,7 @@ def lower(graph: Graph, isa: str = "") -> CpuPlan:
 def _record_output(recorder: Recorder, index: int, value: Value) -> None:
     builder = recorder.builder
     name = value.name
-    if recorder.has_map(value) and value.type.dtype not in QUANTIZED:
+    if recorder.has_map(value) and value.type.dtype not in CHANNELS_PER_WORD:
         view, live = recorder.as_map(value), recorder.live_list(value)
         recorder.step(
             lambda: builder.add_store_planes(

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dynprune_rt.ir.bfloat16 import from_bfloat16, to_bfloat16
 from dynprune_rt.ir.operators import rules
 from dynprune_rt.ir.operators.attributes import Attribute, choices, integer, integers, interval
 from dynprune_rt.ir.operators.pooling import SPATIAL_REDUCTIONS, spatial_reduction, window_view
 from dynprune_rt.ir.operators.registry import Arrays, Attrs, Channels, Operator, Types, register
-from dynprune_rt.ir.types import TensorType
+from dynprune_rt.ir.types import DTYPES, TensorType
 
 #: Bounds of a clamp that does nothing.
 UNBOUNDED = (-math.inf, math.inf)
@@ -33,9 +34,11 @@ def conv_output_size(
 def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, weight = rules.operand(types, 0), rules.operand(types, 1)
     _, _, bias, gate, shift, residual = types
-    rules.require_map(x, "the input")
-    if weight.dtype != "f32" or weight.rank != 4 or weight.batched:
-        raise ValueError(f"the weight is {weight}, expected f32[K, C/groups, R, S]")
+    rules.require_map_of(x, ("f32", "bf16"), "the input")
+    if weight.dtype != x.dtype or weight.rank != 4 or weight.batched:
+        raise ValueError(f"the weight is {weight}, expected {x.dtype}[K, C/groups, R, S]")
+    if x.dtype == "bf16" and attrs["pools"]:
+        raise ValueError("a convolution of bf16 has no pools; reduce its result")
     out_channels, group_channels, *kernel = weight.shape
     groups = attrs["groups"]
     if x.channels != group_channels * groups:
@@ -43,7 +46,7 @@ def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     if out_channels % groups:
         raise ValueError(f"{out_channels} output channels do not divide into {groups} groups")
     size = conv_output_size(x.shape[2:], kernel, attrs["stride"], attrs["padding"], attrs["dilation"])
-    out = TensorType("f32", (x.shape[0], out_channels, *size))
+    out = TensorType(x.dtype, (x.shape[0], out_channels, *size))
     per_channel = TensorType("f32", (x.shape[0], out_channels))
     rules.require_vector(bias, out_channels, "the bias")
     if shift is None or not shift.batched:
@@ -77,7 +80,10 @@ def convolve(x: np.ndarray, weight: np.ndarray, attrs: Attrs) -> np.ndarray:
 
 
 def finish(v: np.ndarray, arrays: Arrays, attrs: Attrs) -> np.ndarray:
-    """The epilogue of conv2d after the bias: inner clamp, gate, shift, residual, outer clamp."""
+    """The epilogue of conv2d after the bias: inner clamp, gate, shift, residual, outer clamp; in float32.
+
+    A bfloat16 residual is widened; the result is not rounded to bfloat16 yet.
+    """
     _, _, _, gate, shift, residual = arrays
     v = clamp(v, attrs["inner"])
     if gate is not None:
@@ -85,17 +91,20 @@ def finish(v: np.ndarray, arrays: Arrays, attrs: Attrs) -> np.ndarray:
     if shift is not None:
         v = v + shift[..., None, None]
     if residual is not None:
-        v = v + residual
+        v = v + (from_bfloat16(residual) if residual.dtype == DTYPES["bf16"] else residual)
     return clamp(v, attrs["outer"])
 
 
 def _conv2d(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, weight, bias = arrays[:3]
     assert x is not None and weight is not None
-    sums = convolve(x, weight, attrs)
+    narrow = x.dtype == DTYPES["bf16"]
+    sums = convolve(from_bfloat16(x), from_bfloat16(weight), attrs) if narrow else convolve(x, weight, attrs)
     if bias is not None:
         sums = sums + bias[:, None, None]
     out = finish(sums.astype(np.float32), arrays, attrs)
+    if narrow:
+        return (to_bfloat16(out),)
     return (out, *[spatial_reduction(kind, out) for kind in attrs["pools"]])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dynprune_rt.ir.bfloat16 import from_bfloat16, to_bfloat16
 from dynprune_rt.ir.operators import rules
 from dynprune_rt.ir.operators.attributes import Attribute, choice, number
 from dynprune_rt.ir.operators.registry import Arrays, Attrs, Channels, Operator, Types, register
@@ -164,19 +165,35 @@ _unary(
 
 
 def _infer_cast(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (TensorType(attrs["dtype"], rules.operand(types, 0).shape),)
+    x = rules.operand(types, 0)
+    if "bf16" in (x.dtype, attrs["dtype"]):
+        rules.require_map_of(x, ("f32",) if attrs["dtype"] == "bf16" else ("bf16",))
+        rules.require_dtype(TensorType(attrs["dtype"], x.shape), ("f32", "bf16"), "the result")
+    else:
+        rules.require_dtype(x, rules.ANY)
+    return (TensorType(attrs["dtype"], x.shape),)
 
 
 def _cast(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
-    """f32 to i64 truncates; anything to bool is ``!= 0`` (NaN is true)."""
+    """f32 to i64 truncates; anything to bool is ``!= 0`` (NaN is true); maps only become bf16, and f32 again."""
     (x,) = arrays
     assert x is not None
+    if attrs["dtype"] == "bf16":
+        return (to_bfloat16(x),)
+    if x.dtype == DTYPES["bf16"]:
+        return (from_bfloat16(x),)
     return (x.astype(DTYPES[attrs["dtype"]]),)
 
 
 register(
     Operator(
-        "cast", (1, 1), _infer_cast, _cast, Channels.POINTWISE, True, attrs={"dtype": Attribute(choice(*rules.ANY))}
+        "cast",
+        (1, 1),
+        _infer_cast,
+        _cast,
+        Channels.POINTWISE,
+        True,
+        attrs={"dtype": Attribute(choice(*rules.ANY, "bf16"))},
     )
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dynprune_rt.ir.bfloat16 import from_bfloat16, to_bfloat16
 from dynprune_rt.ir.operators import rules
 from dynprune_rt.ir.operators.attributes import (
     Attribute,
@@ -16,7 +17,7 @@ from dynprune_rt.ir.operators.attributes import (
     positive_pair_or_none,
 )
 from dynprune_rt.ir.operators.registry import Arrays, Attrs, Channels, Operator, Types, register
-from dynprune_rt.ir.types import QUANTIZED, TensorType
+from dynprune_rt.ir.types import CHANNELS_PER_WORD, DTYPES, TensorType
 
 
 def window_view(x: np.ndarray, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> np.ndarray:
@@ -66,7 +67,7 @@ def _infer_pool(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _infer_max_pool(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x = rules.operand(types, 0)
-    rules.require_map_of(x, ("f32", *QUANTIZED))
+    rules.require_map_of(x, ("f32", *CHANNELS_PER_WORD))
     height, width = (pool_output_size(*arguments) for arguments in _pool_axes(x.shape, attrs))
     return (TensorType(x.dtype, (*x.shape[:2], height, width)),)
 
@@ -88,6 +89,8 @@ def _pool_windows(x: np.ndarray, attrs: Attrs, fill: float) -> np.ndarray:
 def _max_pool2d(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     (x,) = arrays
     assert x is not None
+    if x.dtype == DTYPES["bf16"]:
+        return (to_bfloat16(_max_pool2d([from_bfloat16(x)], attrs)[0]),)
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     return (_pool_windows(x, attrs, lowest).max(axis=(4, 5)),)
 
@@ -205,14 +208,14 @@ def spatial_reduction(kind: str, x: np.ndarray) -> np.ndarray:
 
 def _infer_spatial_reduce(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x = rules.operand(types, 0)
-    rules.require_map(x)
+    rules.require_map_of(x, ("f32", "bf16"))
     return (TensorType("f32", x.shape[:2]),)
 
 
 def _spatial_reduce(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     (x,) = arrays
     assert x is not None
-    return (spatial_reduction(attrs["kind"], x),)
+    return (spatial_reduction(attrs["kind"], from_bfloat16(x) if x.dtype == DTYPES["bf16"] else x),)
 
 
 register(

@@ -1,0 +1,83 @@
+// The part of PlanBuilder that checks and adds steps on bf16 maps.
+#include <stdexcept>
+
+#include "core/bf16_steps.h"
+#include "core/plan_builder.h"
+
+namespace dynprune {
+namespace {
+
+constexpr int32_t kMaxInputChannels = 8192;  // of the kernels' tables for compacting rows
+
+[[noreturn]] void fail(const std::string& what) { throw std::invalid_argument("plan: " + what); }
+
+}  // namespace
+
+void PlanBuilder::add_bf16_conv(const std::string& name, Bf16ConvParams p) {
+  check_group_map(p.in_map, p.in_channels, cpu::kBf16PerWord);
+  check_group_map(p.out_map, p.out_channels, cpu::kBf16PerWord);
+  if (p.in_channels > kMaxInputChannels) fail(name + ": too many input channels for the bf16 kernels");
+  if (p.tap_offset.empty() || p.tap_column.size() != p.tap_offset.size() || !p.weights) fail(name + ": no weights");
+  if (plan_->shape_of(p.in_map).pitch != plan_->shape_of(p.out_map).pitch)
+    fail(name + ": input and output pitch differ");
+  for (int32_t flat : {p.bias, p.gate, p.shift}) {
+    check_flat(flat, true);
+    if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != p.out_channels)
+      fail(name + ": bias, gate and shift need one value per output channel");
+  }
+  if (p.depthwise && (p.adds || p.in_channels != p.out_channels))
+    fail(name + ": a depthwise bf16 convolution has equal channels and no residual");
+  check_list(p.in_list, p.in_channels);
+  check_list(p.out_list, p.out_channels);
+  check_list(p.pass_list, p.out_channels, true);
+  auto step = std::make_unique<Bf16ConvStep>(*plan_, std::move(p));
+  need_thread_scratch(step->scratch_bytes(*plan_));
+  append(name, "conv2d", std::move(step));
+}
+
+void PlanBuilder::add_bf16_pack(const std::string& name, Bf16PackStep::Params p) {
+  check_map(p.out_map);
+  if (p.input < 0) {
+    check_map(p.in_map);
+    check_mask(p.in_live, channels(p.in_map));
+    check_group_map(p.out_map, channels(p.in_map), cpu::kBf16PerWord);
+    check_list(p.list, channels(p.in_map));
+  } else {
+    check_list(p.list, channels(p.out_map) * cpu::kBf16PerWord);
+  }
+  append(name, "cast", std::make_unique<Bf16PackStep>(p));
+}
+
+void PlanBuilder::add_bf16_unpack(const std::string& name, int32_t in_map, int32_t out_map, int32_t list) {
+  check_map(out_map);
+  check_group_map(in_map, channels(out_map), cpu::kBf16PerWord);
+  check_list(list, channels(out_map));
+  const cpu::PlaneShape& in = plan_->shape_of(in_map);
+  const cpu::PlaneShape& out = plan_->shape_of(out_map);
+  if (in.height != out.height || in.width != out.width) fail(name + ": sizes differ");
+  append(name, "cast", std::make_unique<Bf16UnpackStep>(in_map, out_map, list));
+}
+
+void PlanBuilder::add_bf16_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat,
+                                  int32_t list) {
+  check_flat(out_flat, false);
+  const auto size = static_cast<int32_t>(plan_->flats[static_cast<size_t>(out_flat)].size());
+  check_group_map(in_map, size, cpu::kBf16PerWord);
+  check_list(list, size);
+  const cpu::PlaneShape& shape = plan_->shape_of(in_map);
+  need_thread_scratch(sizeof(float) * static_cast<size_t>(shape.blocks) * cpu::kBlock);
+  append(name, "spatial_reduce", std::make_unique<Bf16ReduceStep>(kind, in_map, out_flat, list));
+}
+
+void PlanBuilder::add_bf16_max_pool(const std::string& name, cpu::PoolShape shape, int32_t in_map, int32_t out_map,
+                                    int32_t list) {
+  check_map(out_map);
+  check_group_map(in_map, channels(out_map) * cpu::kBf16PerWord, cpu::kBf16PerWord);
+  check_list(list, channels(out_map) * cpu::kBf16PerWord);
+  shape.in = plan_->shape_of(in_map);
+  shape.out = plan_->shape_of(out_map);
+  need_thread_scratch(plan_->kernels->bf16->max_pool_scratch(shape) * sizeof(uint32_t));
+  append(name, "max_pool2d", std::make_unique<Bf16MaxPoolStep>(shape, in_map, out_map, list));
+}
+
+}  // namespace dynprune

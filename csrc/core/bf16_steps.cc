@@ -1,0 +1,165 @@
+#include "core/bf16_steps.h"
+
+#include <algorithm>
+
+namespace dynprune {
+namespace {
+
+using cpu::kBf16PerWord;
+
+// Below this, a convolution is faster on one thread than the fork and join cost.
+constexpr int64_t kSerialCycles = 12000;
+
+float* scratch_of(const Plan& plan, const Context& context, int rank) {
+  return context.thread_scratch + rank * plan.thread_scratch_size;
+}
+
+}  // namespace
+
+Bf16ConvStep::Bf16ConvStep(const Plan& plan, Bf16ConvParams params)
+    : p_(std::move(params)), tap_masks_(plan.shape_of(p_.out_map), p_.tap_column) {
+  const auto taps = static_cast<int32_t>(p_.tap_offset.size());
+  const int32_t columns = p_.depthwise ? 1 : p_.in_channels;
+  shape_ = {columns, p_.out_channels, taps,    p_.tap_offset.data(), tap_masks_.data(), plan.shape_of(p_.out_map),
+            p_.adds, p_.inner,        p_.outer};
+  const int32_t row_channels = cpu::bf16_row_channels(columns);
+  const int64_t row_size = static_cast<int64_t>(taps) * row_channels;
+  rows_.assign(static_cast<size_t>(p_.out_channels * row_size) + cpu::kRowOverread / sizeof(uint16_t), 0);
+  const uint16_t* source = p_.weights;
+  for (int32_t k = 0; k < p_.out_channels; ++k)
+    for (int32_t c = 0; c < columns; ++c)
+      for (int32_t t = 0; t < taps; ++t, ++source)
+        rows_[static_cast<size_t>(k * row_size + t * row_channels + c)] = *source;
+  p_.weights = nullptr;
+}
+
+size_t Bf16ConvStep::scratch_bytes(const Plan& plan) const {
+  return p_.depthwise ? static_cast<size_t>(p_.in_channels) * sizeof(int32_t)
+                      : plan.kernels->bf16->conv_scratch(shape_);
+}
+
+void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const LiveList& in = context.lists[p_.in_list];
+  const LiveList& out = context.lists[p_.out_list];
+  if (context.record) {
+    context.record->live_in = in.count;
+    context.record->live_out = out.count;
+    context.record->macs = p_.macs_per_pair * (static_cast<int64_t>(in.count) * out.count);
+    context.record->kernel = p_.depthwise ? "bf16 depthwise" : "bf16 direct";
+  }
+  const cpu::Bf16Weights weights{rows_.data(), plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
+                                 plan.flat_or_null(context, p_.shift)};
+  const cpu::Bf16ConvCall call{group_planes(plan, context, p_.in_map),  in.index,  in.count,
+                               group_planes(plan, context, p_.out_map), out.index, out.count};
+  if (p_.depthwise) {
+    run_depthwise(plan, context, team, weights, call);
+  } else {
+    const auto part = [&](int rank, int size) {
+      plan.kernels->bf16->conv(shape_, weights, call, first_entry_of(out, kBf16PerWord, p_.adds, rank, size),
+                               first_entry_of(out, kBf16PerWord, p_.adds, rank + 1, size),
+                               scratch_of(plan, context, rank));
+    };
+    const int64_t words = planes_for(in.count, kBf16PerWord);
+    if (words * out.count * shape_.taps * shape_.out.blocks < kSerialCycles)
+      part(0, 1);
+    else
+      team.run([&](int rank) { part(rank, team.size()); });
+  }
+  if (p_.pass_list >= 0) pass_through(plan, context);
+}
+
+void Bf16ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
+                                 const cpu::Bf16ConvCall& call) const {
+  auto* position = reinterpret_cast<int32_t*>(scratch_of(plan, context, 0));
+  std::fill_n(position, p_.in_channels, -1);
+  for (int32_t i = 0; i < call.n_in; ++i) position[call.in_channel[i]] = i;
+  if (context.record) {
+    context.record->macs = 0;
+    for (int32_t i = 0; i < call.n_out; ++i)
+      if (position[call.out_channel[i]] >= 0) context.record->macs += p_.macs_per_pair;
+  }
+  const auto part = [&](int rank, int size) {
+    const Share share = share_of(planes_for(call.n_out, kBf16PerWord), rank, size);
+    plan.kernels->bf16->depthwise(shape_, weights, call, position, share.first, share.last);
+  };
+  if (int64_t{call.n_out} * shape_.taps * shape_.out.blocks < kSerialCycles)
+    part(0, 1);
+  else
+    team.run([&](int rank) { part(rank, team.size()); });
+}
+
+// Channels that are not computed: shift and clamp of the residual alone.
+void Bf16ConvStep::pass_through(const Plan& plan, Context& context) const {
+  const LiveList& pass = context.lists[p_.pass_list];
+  const float* shifts = plan.flat_or_null(context, p_.shift);
+  for (int32_t i = 0; i < pass.count;) {
+    const int32_t group = pass.index[i] / kBf16PerWord;
+    uint32_t lanes = 0;
+    float shift[kBf16PerWord] = {};
+    for (; i < pass.count && pass.index[i] / kBf16PerWord == group; ++i) {
+      const int32_t half = pass.index[i] % kBf16PerWord;
+      lanes |= 1u << half;
+      if (shifts) shift[half] = shifts[pass.index[i]];
+    }
+    plan.kernels->bf16->pass(shape_.out, lanes, shift, p_.outer, group_plane(plan, context, p_.out_map, group));
+  }
+}
+
+void Bf16PackStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const LiveList& list = context.lists[p_.list];
+  const cpu::PlaneShape& shape = plan.shape_of(p_.out_map);
+  const int64_t pixels = static_cast<int64_t>(shape.height) * shape.width;
+  const int32_t pitch = p_.input >= 0 ? shape.width : plan.shape_of(p_.in_map).pitch;
+  record_list(context, list);
+  for_each_group_plane(list, kBf16PerWord, shape.blocks, team, [&](int32_t i, int) {
+    const float* x[kBf16PerWord] = {};
+    for (int32_t a = 0; a < kBf16PerWord && i * kBf16PerWord + a < list.count; ++a) {
+      const int32_t channel = list.index[i * kBf16PerWord + a];
+      x[a] = p_.input >= 0 ? context.inputs[p_.input] + channel * pixels
+                           : plan.live_plane(context, p_.in_map, channel, p_.in_live);
+    }
+    plan.kernels->bf16->pack(shape, x, pitch, group_plane(plan, context, p_.out_map, i));
+  });
+}
+
+void Bf16UnpackStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const LiveList& list = context.lists[list_];
+  const cpu::PlaneShape& in = plan.shape_of(in_map_);
+  const cpu::PlaneShape& out = plan.shape_of(out_map_);
+  record_list(context, list);
+  for_each_group_plane(list, kBf16PerWord, out.blocks, team, [&](int32_t i, int) {
+    for (int32_t a = 0; a < kBf16PerWord && i * kBf16PerWord + a < list.count; ++a)
+      plan.kernels->bf16->unpack(in, out, group_plane(plan, context, in_map_, i), a,
+                                 plan.plane(context, out_map_, list.index[i * kBf16PerWord + a]));
+  });
+}
+
+void Bf16ReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const LiveList& list = context.lists[list_];
+  const cpu::PlaneShape& shape = plan.shape_of(in_map_);
+  float* y = plan.flat(context, out_flat_);
+  record_list(context, list);
+  std::fill_n(y, plan.flats[static_cast<size_t>(out_flat_)].size(), 0.0f);
+  for_each_group_plane(list, kBf16PerWord, shape.blocks, team, [&](int32_t i, int rank) {
+    float* wide = scratch_of(plan, context, rank);
+    // The last block of the plane may end in positions that are no pixels.
+    std::fill_n(wide + static_cast<int64_t>(shape.blocks - 1) * cpu::kBlock, cpu::kBlock, 0.0f);
+    const float* const planes[] = {wide};
+    for (int32_t a = 0; a < kBf16PerWord && i * kBf16PerWord + a < list.count; ++a) {
+      plan.kernels->bf16->unpack(shape, shape, group_plane(plan, context, in_map_, i), a, wide);
+      plan.kernels->plane_reduce(kind_, shape, planes, 1, &y[list.index[i * kBf16PerWord + a]]);
+    }
+  });
+}
+
+void Bf16MaxPoolStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const LiveList& list = context.lists[list_];
+  record_list(context, list);
+  for_each_group_plane(list, kBf16PerWord, shape_.in.blocks, team, [&](int32_t i, int rank) {
+    plan.kernels->bf16->max_pool(shape_, group_plane(plan, context, in_map_, i),
+                                 group_plane(plan, context, out_map_, i),
+                                 reinterpret_cast<uint32_t*>(scratch_of(plan, context, rank)));
+  });
+}
+
+}  // namespace dynprune

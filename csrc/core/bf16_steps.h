@@ -1,0 +1,90 @@
+// Steps on bf16 maps (cpu/bf16_kernels.h).
+#pragma once
+
+#include <vector>
+
+#include "core/group_maps.h"
+#include "cpu/bf16_kernels.h"
+
+namespace dynprune {
+
+struct Bf16ConvParams {
+  int32_t in_map = -1, out_map = -1;  // with a residual, out_map holds it before the step
+  int32_t in_channels = 0, out_channels = 0;
+  bool depthwise = false, adds = false;
+  std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
+  const uint16_t* weights = nullptr;            // [K][C/groups][taps], read by the constructor only
+  int32_t bias = -1, gate = -1, shift = -1;     // flat tensors [K]
+  cpu::Clamp inner, outer;
+  int32_t in_list = -1;    // channels of the input that are stored
+  int32_t out_list = -1;   // channels to compute; without a residual also those that are stored
+  int32_t pass_list = -1;  // channels of which only the residual is shifted and clamped; -1 = none
+  int64_t macs_per_pair = 0;
+};
+
+class Bf16ConvStep final : public Step {
+ public:
+  Bf16ConvStep(const Plan& plan, Bf16ConvParams params);
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+  // Of one thread.
+  size_t scratch_bytes(const Plan& plan) const;
+
+ private:
+  void run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
+                     const cpu::Bf16ConvCall& call) const;
+  void pass_through(const Plan& plan, Context& context) const;
+
+  Bf16ConvParams p_;
+  TapMasks tap_masks_;
+  cpu::Bf16ConvShape shape_{};
+  std::vector<uint16_t> rows_;
+};
+
+// A float map, or graph input `input` [C][H][W], rounded to bf16, for the listed channels.
+class Bf16PackStep final : public Step {
+ public:
+  struct Params {
+    int32_t in_map, input, out_map, list;
+    int32_t in_live = -1;  // flat bool [C]: channels outside it read as zero; -1 = all stored
+  };
+  explicit Bf16PackStep(Params params) : p_(params) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  Params p_;
+};
+
+// The listed channels of a bf16 map as float planes.
+class Bf16UnpackStep final : public Step {
+ public:
+  Bf16UnpackStep(int32_t in_map, int32_t out_map, int32_t list) : in_map_(in_map), out_map_(out_map), list_(list) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  int32_t in_map_, out_map_, list_;
+};
+
+// The float reduction of every listed channel, 0 for the others.
+class Bf16ReduceStep final : public Step {
+ public:
+  Bf16ReduceStep(cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list)
+      : kind_(kind), in_map_(in_map), out_flat_(out_flat), list_(list) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  cpu::Reduce kind_;
+  int32_t in_map_, out_flat_, list_;
+};
+
+class Bf16MaxPoolStep final : public Step {
+ public:
+  Bf16MaxPoolStep(cpu::PoolShape shape, int32_t in_map, int32_t out_map, int32_t list)
+      : shape_(shape), in_map_(in_map), out_map_(out_map), list_(list) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  cpu::PoolShape shape_;
+  int32_t in_map_, out_map_, list_;
+};
+
+}  // namespace dynprune

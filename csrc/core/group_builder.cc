@@ -1,0 +1,43 @@
+// The part of PlanBuilder that serves group planes of every element type.
+#include <algorithm>
+#include <stdexcept>
+
+#include "core/group_maps.h"
+#include "core/plan_builder.h"
+
+namespace dynprune {
+namespace {
+
+[[noreturn]] void fail(const std::string& what) { throw std::invalid_argument("plan: " + what); }
+
+}  // namespace
+
+void PlanBuilder::check_group_map(int32_t map, int32_t n_channels, int32_t per_word) const {
+  check_map(map);
+  const std::vector<int64_t>& planes = plan_->maps[static_cast<size_t>(map)].plane;
+  if (static_cast<int32_t>(planes.size()) != planes_for(n_channels, per_word))
+    fail("a map of " + std::to_string(per_word) + " channels per word has one plane per word");
+  for (size_t i = 2; i < planes.size(); ++i)
+    if (planes[i] - planes[i - 1] != planes[1] - planes[0]) fail("the planes of such a map are evenly spaced");
+}
+
+void PlanBuilder::add_group_phase_split(const std::string& name, int32_t per_word, int32_t stride_h, int32_t stride_w,
+                                        int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list) {
+  check_map(out_map);
+  if (per_word < 1 || stride_h < 1 || stride_w < 1) fail(name + ": a phase split needs positive strides");
+  check_group_map(in_map, channels(out_map) * per_word, per_word);
+  check_list(list, channels(out_map) * per_word);
+  append(name, "phase_split",
+         std::make_unique<GroupPhaseSplitStep>(per_word, stride_h, stride_w, phase_stride, in_map, out_map, list));
+}
+
+void PlanBuilder::add_group_copy(const std::string& name, int32_t in_map, int32_t out_map) {
+  check_map(in_map);
+  check_map(out_map);
+  if (plan_->maps[static_cast<size_t>(in_map)].shape != plan_->maps[static_cast<size_t>(out_map)].shape ||
+      channels(in_map) != channels(out_map))
+    fail(name + ": a copy keeps the shape");
+  append(name, "copy", std::make_unique<GroupCopyStep>(in_map, out_map));
+}
+
+}  // namespace dynprune

@@ -1,0 +1,208 @@
+// bf16 convolution for AVX512_BF16.
+//
+// The direct convolution of conv_direct.cc with another multiply: a lane is one position of two input channels, a
+// weight is one broadcast word of two channels, vdpbf16ps adds their two products. Rows of weights are compacted to
+// the live inputs, eight outputs at a time, immediately before the tiles that read them.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/bf16_vector.h"
+#include "cpu/row_compaction.h"
+
+namespace dynprune::cpu {
+namespace {
+
+constexpr int kTileRows = 8;
+constexpr int kMaxVectors = 5;
+
+// Vectors of positions that fit beside `rows` outputs in 32 registers.
+constexpr int max_vectors(int rows) { return rows <= 4 ? 5 : rows <= 6 ? 4 : 3; }
+
+// Up to eight outputs and where they go.
+struct RowBlock {
+  int32_t rows;  // outputs; a tile may compute one row more than a packed map has
+  const uint16_t* weight[kTileRows];
+  int32_t channel[kTileRows];  // position in the output map
+  Bf16Channel terms[kTileRows];
+};
+
+struct ConvJob {
+  const Bf16ConvShape& shape;
+  GroupPlanes input, output;
+  int32_t words;  // live words per tap
+  bool plain;     // bias and one clamp are all there is
+  Clamp clamp;    // the merged clamp of a plain epilogue
+  __m512* sums;   // [kTileRows][kMaxVectors]
+};
+
+// Sums of a tile, into job.sums.
+template <int Rows, int Vectors>
+void sum_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
+  __m512 acc[Rows][Vectors];
+  const uint16_t* weight[Rows];
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+    weight[k] = block.weight[k];
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = _mm512_setzero_ps();
+  }
+  const int64_t stride = job.input.stride;
+  const int32_t words = job.words;
+  int64_t at = 0;
+  for (int32_t t = 0; t < job.shape.taps; ++t) {
+    const uint32_t* x = job.input.data + position + job.shape.tap_offset[t];
+    const uint16_t* tap_mask = job.shape.tap_mask[t] + position / kBlock;
+    __mmask16 inside[Vectors];
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) inside[j] = tap_mask[j];
+    for (int32_t g = 0; g < words; ++g, x += stride, at += kBf16PerWord) {
+      __m512i in[Vectors];
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+        in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
+        asm volatile("" : "+v"(in[j]));  // one load, not one per use
+      }
+      DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+        int32_t word;
+        __builtin_memcpy(&word, weight[k] + at, sizeof word);
+        const __m512i w = _mm512_set1_epi32(word);
+        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_pair_products(acc[k][j], in[j], w);
+      }
+    }
+  }
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) job.sums[k * kMaxVectors + j] = acc[k][j];
+  }
+}
+
+DYNPRUNE_INLINE __m512 finish_row(const ConvJob& job, const RowBlock& block, int32_t k, int j, __m512 residual) {
+  const __m512 sum = job.sums[k * kMaxVectors + j];
+  if (job.plain) return clamp_floats(_mm512_add_ps(sum, _mm512_set1_ps(block.terms[k].bias)), job.clamp);
+  return finish_floats(sum, block.terms[k], job.shape.inner, job.shape.outer, residual);
+}
+
+// Finished sums as whole words of a map in list order; the last row may lack a partner.
+__attribute__((noinline)) void write_tile(const ConvJob& job, const RowBlock& block, int64_t position, int vectors) {
+  const uint16_t* store_mask = job.shape.out.store_mask + position / kBlock;
+  const __m512 zero = _mm512_setzero_ps();
+  for (int32_t k = 0; k < block.rows; k += kBf16PerWord) {
+    uint32_t* y = job.output.data + block.channel[k] / kBf16PerWord * job.output.stride + position;
+    for (int j = 0; j < vectors; ++j) {
+      const __m512 low = finish_row(job, block, k, j, zero);
+      const __m512 high = k + 1 < block.rows ? finish_row(job, block, k + 1, j, zero) : zero;
+      _mm512_mask_storeu_epi32(y + 16 * j, store_mask[j], round_pairs(low, high));
+    }
+  }
+}
+
+// Sums into the residual stream: both halves of a word at once where both are computed.
+__attribute__((noinline)) void add_tile(const ConvJob& job, const RowBlock& block, int64_t position, int vectors) {
+  const uint16_t* store_mask = job.shape.out.store_mask + position / kBlock;
+  const __m512 zero = _mm512_setzero_ps();
+  for (int32_t k = 0; k < block.rows;) {
+    const int32_t channel = block.channel[k];
+    const bool low = channel % kBf16PerWord == 0;
+    const bool both = low && k + 1 < block.rows && block.channel[k + 1] == channel + 1;
+    uint32_t* y = job.output.data + channel / kBf16PerWord * job.output.stride + position;
+    for (int j = 0; j < vectors; ++j) {
+      const __m512i before = _mm512_loadu_si512(y + 16 * j);
+      const __m512 first = low ? finish_row(job, block, k, j, low_floats(before)) : zero;
+      const __m512 second = both   ? finish_row(job, block, k + 1, j, high_floats(before))
+                            : !low ? finish_row(job, block, k, j, high_floats(before))
+                                   : zero;
+      __m512i after = round_pairs(first, second);
+      if (!both) after = _mm512_mask_mov_epi16(before, low ? 0x55555555u : 0xaaaaaaaau, after);
+      _mm512_mask_storeu_epi32(y + 16 * j, store_mask[j], after);
+    }
+    k += both ? 2 : 1;
+  }
+}
+
+using TileFn = void (*)(const ConvJob&, const RowBlock&, int64_t);
+#define TILES_3(R) &sum_tile<R, 1>, &sum_tile<R, 2>, &sum_tile<R, 3>
+#define TILES_4(R) TILES_3(R), &sum_tile<R, 4>
+#define TILES_5(R) TILES_4(R), &sum_tile<R, 5>
+// [outputs - 1][vectors - 1]
+constexpr TileFn kSumTile[kTileRows][kMaxVectors] = {{TILES_5(1)}, {TILES_5(2)}, {TILES_5(3)}, {TILES_5(4)},
+                                                     {TILES_4(5)}, {TILES_4(6)}, {TILES_3(7)}, {TILES_3(8)}};
+#undef TILES_3
+#undef TILES_4
+#undef TILES_5
+
+// How the scratch of one thread is used.
+struct Scratch {
+  Scratch(const Bf16ConvShape& shape, void* memory) {
+    auto* at = static_cast<uint8_t*>(memory);
+    sums = reinterpret_cast<__m512*>(at);
+    at += sizeof(__m512) * kTileRows * kMaxVectors;
+    table = at;
+    at += RowCompaction<int16_t>::table_bytes(bf16_row_channels(shape.in_channels));
+    rows = reinterpret_cast<uint16_t*>(at);
+  }
+  // Elements; RowCompaction writes past the end.
+  static int64_t row_capacity(const Bf16ConvShape& shape) {
+    const int64_t row = static_cast<int64_t>(shape.taps) * bf16_row_channels(shape.in_channels);
+    return (row + 2 * 32 + 31) / 32 * 32;
+  }
+  __m512* sums;
+  void* table;
+  uint16_t* rows;
+};
+
+size_t bf16_conv_scratch(const Bf16ConvShape& shape) {
+  return sizeof(__m512) * kTileRows * kMaxVectors +
+         RowCompaction<int16_t>::table_bytes(bf16_row_channels(shape.in_channels)) +
+         sizeof(uint16_t) * static_cast<size_t>(kTileRows * Scratch::row_capacity(shape));
+}
+
+// True where the list is 0, 1, 2, ...: rows are then read as they are.
+bool is_every_channel(const Bf16ConvCall& call, int32_t channels) {
+  if (call.n_in < channels) return false;
+  for (int32_t i = 0; i < channels; ++i)
+    if (call.in_channel[i] != i) return false;
+  return true;
+}
+
+void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf16ConvCall& call, int32_t first,
+               int32_t last, void* memory) {
+  if (first >= last) return;
+  const int32_t row_channels = bf16_row_channels(shape.in_channels);
+  const int64_t row_size = static_cast<int64_t>(shape.taps) * row_channels;
+  const bool compact = !is_every_channel(call, shape.in_channels);
+  Scratch scratch(shape, memory);
+  RowCompaction<int16_t> compaction;
+  if (compact)
+    compaction.plan(row_channels, bf16_row_channels(call.n_in), shape.taps, call.in_channel, call.n_in, scratch.table);
+  ConvJob job{shape,
+              call.input,
+              call.output,
+              bf16_row_channels(call.n_in) / kBf16PerWord,
+              !weights.gate && !weights.shift && !shape.adds,
+              {clamp_float(shape.inner.lo, shape.outer), clamp_float(shape.inner.hi, shape.outer)},
+              scratch.sums};
+  const int64_t capacity = Scratch::row_capacity(shape);
+  for (int32_t entry = first; entry < last; entry += kTileRows) {
+    RowBlock block;
+    block.rows = last - entry < kTileRows ? last - entry : kTileRows;
+    for (int32_t k = 0; k < block.rows; ++k) {
+      const int32_t channel = call.out_channel[entry + k];
+      const uint16_t* row = weights.rows + channel * row_size;
+      block.channel[k] = shape.adds ? channel : entry + k;
+      block.terms[k] = bf16_channel(weights, channel);
+      block.weight[k] = row;
+      if (!compact) continue;
+      uint16_t* out = scratch.rows + k * capacity;
+      compaction.run(reinterpret_cast<const int16_t*>(row), reinterpret_cast<int16_t*>(out));
+      block.weight[k] = out;
+    }
+    const int32_t most = max_vectors(block.rows);
+    const int32_t parts = (shape.out.blocks + most - 1) / most;
+    for (int32_t part = 0; part < parts; ++part) {
+      const auto begin = static_cast<int64_t>(shape.out.blocks) * part / parts;
+      const auto end = static_cast<int64_t>(shape.out.blocks) * (part + 1) / parts;
+      const auto vectors = static_cast<int>(end - begin);
+      kSumTile[block.rows - 1][vectors - 1](job, block, begin * kBlock);
+      (shape.adds ? add_tile : write_tile)(job, block, begin * kBlock, vectors);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu

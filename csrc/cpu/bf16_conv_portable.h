@@ -1,0 +1,60 @@
+// bf16 convolution in plain loops that compilers vectorise: for CPUs without AVX512_BF16. Rows of weights are read
+// through the list of live inputs, so nothing is compacted.
+#pragma once
+
+#include "cpu/bf16_scalar.h"
+
+namespace dynprune::cpu {
+namespace {
+
+size_t bf16_conv_scratch(const Bf16ConvShape&) { return 0; }
+
+// Sums of one block of positions for one output channel.
+void bf16_sum_block(const Bf16ConvShape& shape, const uint16_t* row, const Bf16ConvCall& call, int64_t block,
+                    float* sums) {
+  for (int i = 0; i < kBlock; ++i) sums[i] = 0.0f;
+  const int32_t row_channels = bf16_row_channels(shape.in_channels);
+  for (int32_t t = 0; t < shape.taps; ++t) {
+    const uint32_t mask = shape.tap_mask[t][block];
+    for (int32_t at = 0; at < call.n_in; at += kBf16PerWord) {
+      const uint32_t* plane = call.input.data + (at / kBf16PerWord) * call.input.stride + block * kBlock;
+      const uint16_t* tap = row + t * row_channels;
+      const float low = float_of_bits(static_cast<uint32_t>(tap[call.in_channel[at]]) << 16);
+      const float high =
+          at + 1 < call.n_in ? float_of_bits(static_cast<uint32_t>(tap[call.in_channel[at + 1]]) << 16) : 0.0f;
+      uint32_t x[kBlock];
+      for (int i = 0; i < kBlock; ++i) x[i] = plane[shape.tap_offset[t] + i] & -(mask >> i & 1u);
+      for (int i = 0; i < kBlock; ++i) sums[i] = sums[i] + high_half(x[i]) * high;
+      for (int i = 0; i < kBlock; ++i) sums[i] = sums[i] + low_half(x[i]) * low;
+    }
+  }
+}
+
+void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf16ConvCall& call, int32_t first,
+               int32_t last, void*) {
+  const int64_t row_size = static_cast<int64_t>(shape.taps) * bf16_row_channels(shape.in_channels);
+  for (int32_t entry = first; entry < last; ++entry) {
+    const int32_t channel = call.out_channel[entry];
+    const int32_t at = shape.adds ? channel : entry;
+    const int32_t half = at % kBf16PerWord;
+    uint32_t* plane = call.output.data + (at / kBf16PerWord) * call.output.stride;
+    const Bf16Channel c = bf16_channel(weights, channel);
+    for (int64_t block = 0; block < shape.out.blocks; ++block) {
+      float sums[kBlock];
+      bf16_sum_block(shape, weights.rows + channel * row_size, call, block, sums);
+      for (int i = 0; i < kBlock; ++i) {
+        if (!(shape.out.store_mask[block] >> i & 1)) continue;
+        uint32_t& word = plane[block * kBlock + i];
+        const float residual = shape.adds ? half_of(word, half) : 0.0f;
+        const uint32_t rounded = round_to_bf16(finish_bf16(sums[i], c, shape.inner, shape.outer, residual));
+        if (half)
+          word = (word & 0xffffu) | rounded << 16;
+        else  // the first half of a packed word clears the filler
+          word = (shape.adds ? word & 0xffff0000u : 0u) | rounded;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dynprune::cpu

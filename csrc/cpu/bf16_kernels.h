@@ -1,0 +1,107 @@
+// The interface between the executor and the bf16 kernels.
+//
+// A bf16 map holds two channels per 32-bit word (group_planes.h), the even position in the low half. Products and
+// sums are float32, and so is the epilogue; only maps and weights are bf16.
+//
+// Rounding to bf16 is to nearest even; results below 2^-63 become +0, so that no product of two bf16 numbers is a
+// denormal: products are exact, and a fused multiply-add gives the bits of a multiplication and an addition. (A
+// product beyond the range of float32 may still be infinite in one and not in the other.) Kernels run with
+// denormals flushed, as every thread of the executor does.
+//
+// The sum of an output element starts at 0 and takes, tap by tap and word by word, the product of the high half and
+// then that of the low half: what vdpbf16ps does. So its bits depend on which live channels share a word: lists of
+// packed maps name the live channels first, with skipping off as well. Results are the same bits on every ISA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/group_planes.h"
+#include "cpu/kernels.h"
+
+namespace dynprune::cpu {
+
+constexpr int kBf16PerWord = 2;
+
+// ---- convolution ------------------------------------------------------------------------------
+
+struct Bf16ConvShape {
+  int32_t in_channels, out_channels;  // of the model
+  int32_t taps;
+  const int32_t* tap_offset;        // [taps] words, as in DirectShape
+  const uint16_t* const* tap_mask;  // [taps][out.blocks]: a position whose bit is clear reads zero for this tap
+  PlaneShape out;
+  bool adds;  // the output holds a residual before the call
+  Clamp inner, outer;
+};
+
+// Elements of one tap of a row of weights: whole words.
+static constexpr int32_t bf16_row_channels(int32_t in_channels) {
+  return (in_channels + kBf16PerWord - 1) / kBf16PerWord * kBf16PerWord;
+}
+
+// Per output channel; null = absent. The epilogue is that of the float convolution (kernels.h: Epilogue).
+struct Bf16Weights {
+  const uint16_t* rows;  // [out_channels][taps][bf16_row_channels], then kRowOverread bytes
+  const float* bias;
+  const float* gate;
+  const float* shift;
+};
+
+// One image. Without a residual, entry i of out_channel is written to position i of `output`, whole words, fillers
+// included. With one, `output` holds it whole, in channel order: entry i replaces channel out_channel[i], and
+// channels that are not listed stay as they are.
+struct Bf16ConvCall {
+  GroupPlanes input;
+  const int32_t* in_channel;  // [n_in]; position i holds channel in_channel[i]
+  int32_t n_in;
+  GroupPlanes output;
+  const int32_t* out_channel;  // [n_out]; ascending where a residual is added
+  int32_t n_out;
+};
+
+// Bytes of scratch per thread for bf16_conv, 64-byte aligned.
+using Bf16ScratchFn = size_t (*)(const Bf16ConvShape&);
+// Computes entries [first, last) of out_channel. No word may be shared with another thread's entries.
+using Bf16ConvFn = void (*)(const Bf16ConvShape&, const Bf16Weights&, const Bf16ConvCall&, int32_t first, int32_t last,
+                            void* scratch);
+
+// Depthwise: channel c of the output reads channel c of the input, which is at in_position[c], or zeros where that is
+// negative. No residual. Computes planes [first, last).
+using Bf16DepthwiseFn = void (*)(const Bf16ConvShape&, const Bf16Weights&, const Bf16ConvCall&,
+                                 const int32_t* in_position, int32_t first, int32_t last);
+
+// ---- other passes over group planes -------------------------------------------------------------
+
+// Halves whose bit is set in `lanes` become clamp(shift + half, outer): residuals of channels without a sum.
+using Bf16PassFn = void (*)(const PlaneShape&, uint32_t lanes, const float* shift, Clamp outer, uint32_t* y);
+// Two float maps (null = zeros) with rows `x_pitch` floats apart, rounded into one plane.
+using Bf16PackFn = void (*)(const PlaneShape&, const float* const* x, int32_t x_pitch, uint32_t* y);
+// One half of each word into a float plane of equal size.
+using Bf16UnpackFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t half, float* y);
+// Maximum over windows, NaN if there is one; what lies outside the map is not looked at.
+using Bf16MaxPoolScratchFn = size_t (*)(const PoolShape&);  // in words
+using Bf16MaxPoolFn = void (*)(const PoolShape&, const uint32_t* x, uint32_t* y, uint32_t* scratch);
+
+struct Bf16Kernels {
+  const char* isa;  // what these kernels were written for: "bf16" or "portable"
+  Bf16ScratchFn conv_scratch;
+  Bf16ConvFn conv;
+  Bf16DepthwiseFn depthwise;
+  Bf16PassFn pass;
+  Bf16PackFn pack;
+  Bf16UnpackFn unpack;
+  Bf16MaxPoolScratchFn max_pool_scratch;
+  Bf16MaxPoolFn max_pool;
+};
+
+#define DYNPRUNE_DECLARE_BF16_FAMILIES(ISA)     \
+  void fill_bf16_conv_##ISA(Bf16Kernels&);      \
+  void fill_bf16_depthwise_##ISA(Bf16Kernels&); \
+  void fill_bf16_maps_##ISA(Bf16Kernels&);
+DYNPRUNE_DECLARE_BF16_FAMILIES(generic)
+DYNPRUNE_DECLARE_BF16_FAMILIES(avx2)
+DYNPRUNE_DECLARE_BF16_FAMILIES(avx512)
+DYNPRUNE_DECLARE_BF16_FAMILIES(avx512_bf16)
+
+}  // namespace dynprune::cpu

@@ -1,0 +1,54 @@
+"""What handlers of int8 and of bf16 maps share: maps with several channels per word (csrc/cpu/group_planes.h).
+
+Without a residual a convolution writes its live channels side by side, so a map and its readers have to
+follow one live list; a residual stream is stored whole, in channel order.
+"""
+
+from __future__ import annotations
+
+from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
+from dynprune_rt.backends.cpu.storage import MapView
+from dynprune_rt.errors import DeviceError
+from dynprune_rt.ir.graph import Node, Value
+
+
+def refuse(node: Node, why: str) -> DeviceError:
+    """An error for a node that quantization does not make, but a file may hold."""
+    return DeviceError(
+        f"the int8 and bf16 kernels cannot execute layer {node.name} ({node.op}): {why}; quantize the model again"
+    )
+
+
+def map_size(value: Value) -> tuple[int, int]:
+    """Height and width of a map."""
+    return value.type.shape[2], value.type.shape[3]
+
+
+def operands(node: Node, count: int) -> list[Value | None]:
+    """The node's operands, None for those that are missing at the end."""
+    return [*node.inputs, *[None] * (count - len(node.inputs))]
+
+
+def check_stored(node: Node, residual: Value | None) -> None:
+    """Raise DeviceError where the masks ask for a storage that the kernels do not have."""
+    y = node.output
+    if residual is None and node.computed is not None and node.computed is not y.live:
+        raise refuse(node, "it stores channels that it does not compute")
+    if residual is not None and (residual.live is not None or y.live is not None):
+        raise refuse(node, "a residual stream has to be stored whole")
+
+
+def residual_planes(recorder: Recorder, node: Node, residual: Value, source: MapView) -> MapView:
+    """The planes that a convolution adds to: the residual's own where nobody else needs them, else a copy."""
+    view = recorder.as_map(residual)
+    if recorder.overwritable(residual, view) and not view.storages & source.storages:
+        return recorder.bind_map(node.output, view)
+    out = recorder.new_map(node.output)
+    view.pitch_class.unite(out.pitch_class)
+    recorder.step(
+        lambda: recorder.builder.add_group_copy(node.name, in_map=recorder.map_id(view), out_map=recorder.map_id(out)),
+        LayerFacts(node.name, "copy"),
+        reads=[view],
+        writes=[out],
+    )
+    return out

@@ -1,0 +1,155 @@
+"""Handlers of operators on bf16 maps (csrc/cpu/bf16_kernels.h)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dynprune_rt import _C
+from dynprune_rt.backends.cpu.geometry import convolution_taps
+from dynprune_rt.backends.cpu.group_maps import check_stored, map_size, operands, refuse, residual_planes
+from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
+from dynprune_rt.backends.cpu.pass_through import passes_unchanged
+from dynprune_rt.ir.graph import Node, Value
+
+
+def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
+    x, weight, bias, gate, shift, residual = operands(node, 6)
+    assert x is not None and weight is not None
+    y = node.output
+    groups = node.attrs["groups"]
+    in_channels, out_channels = x.type.channels, y.type.channels
+    if groups != 1 and (groups != in_channels or in_channels != out_channels or residual is not None):
+        raise refuse(node, "a grouped convolution has to be depthwise, without a residual")
+    check_stored(node, residual)
+
+    weights = np.ascontiguousarray(recorder.graph.constant(weight))
+    stride, kernel = tuple(node.attrs["stride"]), (weights.shape[2], weights.shape[3])
+    taps = convolution_taps(map_size(x), map_size(y), kernel, stride, node.attrs["padding"], node.attrs["dilation"])
+    source_map = recorder.as_map(x)
+    out = recorder.new_map(y) if residual is None else residual_planes(recorder, node, residual, source_map)
+    source = source_map if stride == (1, 1) else recorder.phase_split(x, (stride[0], stride[1]))
+    source.pitch_class.unite(out.pitch_class)
+    source.pitch_class.require(taps.reach)
+
+    in_list = recorder.live_list(x)
+    out_list = recorder.live_list(y) if residual is None else recorder.list_of(node.computed, None, out_channels)
+    outer = tuple(node.attrs["outer"])
+    pass_list = None
+    if node.computed is not None and residual is not None and not passes_unchanged(residual, shift, outer):
+        pass_list = recorder.list_of(None, node.computed, out_channels)
+    bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
+    gate_flat = None if gate is None else recorder.as_flat(gate)
+    shift_flat = None if shift is None else recorder.as_flat(shift)
+    macs_per_pair = math.prod(map_size(y)) * math.prod(kernel)
+    recorder.step(
+        lambda: recorder.builder.add_bf16_conv(
+            node.name,
+            in_map=recorder.map_id(source),
+            out_map=recorder.map_id(out),
+            in_channels=in_channels,
+            weights=weights,
+            depthwise=groups > 1,
+            adds=residual is not None,
+            tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
+            tap_column=[column for _, _, column in taps.offsets],
+            bias=recorder.flat_id(bias_flat),
+            gate=recorder.flat_id(gate_flat),
+            shift=recorder.flat_id(shift_flat),
+            inner=tuple(node.attrs["inner"]),
+            outer=outer,
+            in_list=in_list.index,
+            out_list=out_list.index,
+            pass_list=-1 if pass_list is None else pass_list.index,
+            macs_per_pair=macs_per_pair,
+        ),
+        LayerFacts(node.name, "conv2d", in_channels, out_channels, macs_per_pair * math.prod(weights.shape[:2])),
+        reads=[source, gate_flat, shift_flat],
+        writes=[out],
+    )
+    return True
+
+
+def lower_pack(recorder: Recorder, node: Node) -> bool:
+    """A cast of a float map, or of a graph input, to bf16."""
+    x, y = node.inputs[0], node.output
+    assert x is not None
+    in_live = None if y.live is x.live else recorder.mask_flat(x.live)
+    direct = x in recorder.graph.inputs and not recorder.has_map(x)
+    source = None if direct else recorder.as_map(x)
+    port = recorder.graph.inputs.index(x) if direct else -1
+    out, live = recorder.new_map(y), recorder.live_list(y)
+    recorder.step(
+        lambda: recorder.builder.add_bf16_pack(
+            node.name,
+            in_map=-1 if source is None else recorder.map_id(source),
+            input=port,
+            out_map=recorder.map_id(out),
+            list=live.index,
+            in_live=recorder.flat_id(in_live),
+        ),
+        LayerFacts(node.name, node.op),
+        reads=[source, in_live],
+        writes=[out],
+    )
+    return True
+
+
+def lower_unpack(recorder: Recorder, node: Node) -> bool:
+    """A cast of a bf16 map to float."""
+    x, y = node.inputs[0], node.output
+    assert x is not None
+    if y.live is not x.live:
+        raise refuse(node, "its masks differ")
+    source, out, live = recorder.as_map(x), recorder.new_map(y), recorder.live_list(x)
+    recorder.step(
+        lambda: recorder.builder.add_bf16_unpack(
+            node.name, in_map=recorder.map_id(source), out_map=recorder.map_id(out), list=live.index
+        ),
+        LayerFacts(node.name, node.op),
+        reads=[source],
+        writes=[out],
+    )
+    return True
+
+
+def lower_bf16_reduce(recorder: Recorder, node: Node, x: Value) -> bool:
+    source, live = recorder.as_map(x), recorder.live_list(x)
+    y = recorder.new_flat(node.output)
+    recorder.step(
+        lambda: recorder.builder.add_bf16_reduce(
+            node.name,
+            kind=getattr(_C.Reduce, node.attrs["kind"]),
+            in_map=recorder.map_id(source),
+            out_flat=recorder.flat_id(y),
+            list=live.index,
+        ),
+        LayerFacts(node.name, node.op),
+        reads=[source],
+        writes=[y],
+    )
+    return True
+
+
+def lower_bf16_max_pool(recorder: Recorder, node: Node, x: Value) -> bool:
+    if node.output.live is not x.live:
+        raise refuse(node, "its masks differ")
+    source, out, live = recorder.as_map(x), recorder.new_map(node.output), recorder.live_list(x)
+    attrs = node.attrs
+    recorder.step(
+        lambda: recorder.builder.add_bf16_max_pool(
+            node.name,
+            in_map=recorder.map_id(source),
+            out_map=recorder.map_id(out),
+            list=live.index,
+            kernel=tuple(attrs["kernel"]),
+            stride=tuple(attrs["stride"]),
+            padding=list(attrs["padding"]),
+            dilation=tuple(attrs["dilation"]),
+        ),
+        LayerFacts(node.name, node.op),
+        reads=[source],
+        writes=[out],
+    )
+    return True
