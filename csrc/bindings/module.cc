@@ -365,8 +365,8 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
          const ByteArray& weights, bool depthwise, std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column,
          const FloatArray& scale, const FloatArray& bias, int32_t gate, int32_t shift, QuantizedType in_type,
-         QuantizedType out_type, QuantizedType residual_type, float residual_scale, float inner_low, int32_t in_list,
-         int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
+         QuantizedType out_type, QuantizedType residual_type, float residual_scale, float inner_low, float inner_high,
+         int32_t in_list, int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
         const auto columns = depthwise ? 1 : in_channels;
         if (weights.ndim() != 4 || weights.shape(1) != columns ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
@@ -389,6 +389,7 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         p.residual_type = residual_type;
         p.residual_scale = residual_scale;
         p.inner_low = inner_low;
+        p.inner_high = inner_high;
         p.in_list = in_list;
         p.out_list = out_list;
         p.pass_list = pass_list;
@@ -398,8 +399,8 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
       py::arg("depthwise"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("scale"), py::arg("bias"),
       py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"), py::arg("residual_type"),
-      py::arg("residual_scale"), py::arg("inner_low"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
-      py::arg("macs_per_pair"));
+      py::arg("residual_scale"), py::arg("inner_low"), py::arg("inner_high"), py::arg("in_list"), py::arg("out_list"),
+      py::arg("pass_list"), py::arg("macs_per_pair"));
   builder
       .def(
           "add_quantize",

@@ -205,6 +205,7 @@ class IntegerRewriting(Rewriting):
             "dtype": self._selection.dtypes[y],
             "residual_scale": 0.0 if residual is None else float(np.float32(self.scale(residual) / y_scale)),
             "inner_low": node.attrs["inner"][0] if residual is not None else -math.inf,
+            "inner_high": float(np.float32(node.attrs["inner"][1] / y_scale)),
         }
         inputs = [source, *constants, gate_copy, shift_copy, stream]
         while inputs[-1] is None:

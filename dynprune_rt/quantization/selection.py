@@ -163,7 +163,7 @@ class _IntegerSelector(_Selector):
         why = super()._refusal(node)
         if why is not None:
             return why
-        weight, gate, shift, residual = (operand(node, i) for i in (1, 3, 4, 5))
+        weight, shift, residual = (operand(node, i) for i in (1, 4, 5))
         assert weight is not None
         if math.prod(weight.type.shape[1:]) * 128 * 255 > MAX_SUM:
             return "sums may leave 32 bits"
@@ -171,14 +171,9 @@ class _IntegerSelector(_Selector):
         outer_low, outer_high = node.attrs["outer"]
         if inner_low not in (0, -math.inf) or outer_low not in (0, -math.inf):
             return f"clamp at {inner_low if inner_low not in (0, -math.inf) else outer_low:g}"
-        # The range of the integers does the work of an upper bound, unless something follows it.
-        if inner_high != math.inf and (
-            residual is not None
-            or shift is not None
-            or not (gate is None or self._facts.range(gate).binary)
-            or inner_low != 0
-        ):
+        if inner_high != math.inf and not (residual is None and shift is None and self._gate_is_nonnegative(node)):
             return f"clamp at {inner_high:g} before another step"
+        # The range of the integers does the work of an outer bound.
         if outer_high != math.inf and (residual is not None or outer_low != 0):
             return f"clamp at {outer_high:g} of a sum"
         if inner_low == 0 and not (self._gate_is_nonnegative(node) and shift is None):
