@@ -27,12 +27,16 @@ cpu::Clamp clamp_of(const std::pair<float, float>& bounds) { return {bounds.firs
 // A plan builder that keeps the numpy arrays alive which the plan points into.
 struct PyPlan {
   std::shared_ptr<Plan> plan;
-  std::vector<FloatArray> constants;
+  std::vector<py::array> constants;
 };
 
 class PyPlanBuilder : public PlanBuilder {
  public:
   using PlanBuilder::PlanBuilder;
+  const uint16_t* hold(const HalfArray& array) {
+    constants_.push_back(array);
+    return array.data();
+  }
   const float* hold(const FloatArray& array) {
     constants_.push_back(array);
     return array.data();
@@ -45,7 +49,7 @@ class PyPlanBuilder : public PlanBuilder {
   }
 
  private:
-  std::vector<FloatArray> constants_;
+  std::vector<py::array> constants_;
 };
 
 class PyExecutor {
@@ -513,6 +517,16 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
            py::arg("out_map"), py::arg("list"))
       .def("add_bf16_reduce", &PyPlanBuilder::add_bf16_reduce, py::arg("name"), py::kw_only(), py::arg("kind"),
            py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
+      .def(
+          "add_bf16_linear",
+          [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const HalfArray& weights,
+             int32_t bias, std::pair<float, float> clamp) {
+            if (weights.ndim() != 2) throw std::invalid_argument("plan: weights [K,C] expected");
+            b.add_bf16_linear(name, {b.hold(weights), bias, in_flat, out_flat, static_cast<int32_t>(weights.shape(1)),
+                                     static_cast<int32_t>(weights.shape(0)), clamp_of(clamp)});
+          },
+          py::arg("name"), py::kw_only(), py::arg("in_flat"), py::arg("out_flat"), py::arg("weights"), py::arg("bias"),
+          py::arg("clamp"))
       .def(
           "add_bf16_max_pool",
           [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t list,

@@ -92,6 +92,10 @@ using Bf16UnpackFn = void (*)(const PlaneShape& in, const PlaneShape& out, const
 using Bf16MaxPoolScratchFn = size_t (*)(const PoolShape&);  // in words
 using Bf16MaxPoolFn = void (*)(const PoolShape&, const uint32_t* x, uint32_t* y, uint32_t* scratch);
 
+// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]) with bf16 weights [K][C] and float arithmetic, as LinearFn.
+using Bf16LinearFn = void (*)(int32_t out_features, int32_t in_features, const uint16_t* weights, const float* bias,
+                              const float* x, Clamp, float* y);
+
 struct Bf16Kernels {
   const char* isa;  // what these kernels were written for: "bf16" or "portable"
   Bf16ScratchFn conv_scratch;
@@ -102,11 +106,13 @@ struct Bf16Kernels {
   Bf16UnpackFn unpack;
   Bf16MaxPoolScratchFn max_pool_scratch;
   Bf16MaxPoolFn max_pool;
+  Bf16LinearFn linear;
 };
 
 #define DYNPRUNE_DECLARE_BF16_FAMILIES(ISA)     \
   void fill_bf16_conv_##ISA(Bf16Kernels&);      \
   void fill_bf16_depthwise_##ISA(Bf16Kernels&); \
+  void fill_bf16_linear_##ISA(Bf16Kernels&);    \
   void fill_bf16_maps_##ISA(Bf16Kernels&);
 DYNPRUNE_DECLARE_BF16_FAMILIES(generic)
 DYNPRUNE_DECLARE_BF16_FAMILIES(avx2)

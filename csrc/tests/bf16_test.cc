@@ -38,6 +38,7 @@ std::vector<Kernels> usable_kernels() {
   list.push_back({#ISA, {}});                   \
   fill_bf16_conv_##ISA(list.back().table);      \
   fill_bf16_depthwise_##ISA(list.back().table); \
+  fill_bf16_linear_##ISA(list.back().table);    \
   fill_bf16_maps_##ISA(list.back().table)
   ADD_KERNELS(generic);
 #if defined(__x86_64__)
@@ -379,6 +380,30 @@ void test_maps(const Kernels& kernels) {
   }
 }
 
+void test_linear(const Kernels& kernels) {
+  uint64_t seed = 500;
+  for (int32_t features : {1, 15, 16, 40, 257})
+    for (int32_t outputs : {1, 8, 11}) {
+      Random random(seed++);
+      const auto x = random.vector(static_cast<size_t>(features)), bias = random.vector(static_cast<size_t>(outputs));
+      std::vector<uint16_t> weights;
+      for (int32_t i = 0; i < features * outputs; ++i)
+        weights.push_back(static_cast<uint16_t>(rounded(random_float(random))));
+      std::vector<float> y(static_cast<size_t>(outputs));
+      kernels.table.linear(outputs, features, weights.data(), bias.data(), x.data(), {0.0f, kInfinity}, y.data());
+      bool close = true;
+      for (int32_t k = 0; k < outputs; ++k) {
+        double sum = static_cast<double>(bias[static_cast<size_t>(k)]);
+        for (int32_t c = 0; c < features; ++c)
+          sum += static_cast<double>(wide(weights[static_cast<size_t>(k * features + c)])) *
+                 static_cast<double>(x[static_cast<size_t>(c)]);
+        close =
+            close && std::fabs(static_cast<double>(y[static_cast<size_t>(k)]) - std::max(sum, 0.0)) < 1e-5 * features;
+      }
+      check(close, kernels.isa + " linear " + std::to_string(features) + ">" + std::to_string(outputs));
+    }
+}
+
 void test_max_pool(const Kernels& kernels) {
   struct Pool {
     int32_t height, width, kernel, stride, pad, dilation;
@@ -437,6 +462,7 @@ int main() {
     test_convolutions(kernels);
     test_maps(kernels);
     test_max_pool(kernels);
+    test_linear(kernels);
     std::printf("%-12s (%s): %d passed so far\n", kernels.isa.c_str(), kernels.table.isa, g_passed);
   }
   std::printf("%d passed, %d failed\n", g_passed, g_failed);

@@ -32,7 +32,7 @@ class Selection:
 
     ``dtypes``: element type of every map that exists in one. ``classes``: maps that share a scale
     point to one representative. ``whole``: maps that are stored with all their channels. ``kept``:
-    convolutions that stay in float32, with the reason.
+    convolutions that stay in float32, with the reason. ``patterns``: names of layers that are to stay as they are.
     """
 
     nodes: set[Node] = field(default_factory=set)
@@ -40,6 +40,11 @@ class Selection:
     classes: dict[Value, Value] = field(default_factory=dict)
     whole: set[Value] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
+    patterns: Sequence[str] = ()
+
+    def keeps(self, node: Node) -> bool:
+        """True where the user wants a layer as it is."""
+        return any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self.patterns)
 
     def representative(self, value: Value) -> Value:
         while self.classes[value] is not value:
@@ -72,9 +77,8 @@ class _Selector:
 
     def __init__(self, graph: Graph, keep: Sequence[str], kept: Mapping[str, str]) -> None:
         self._graph = graph
-        self._keep = keep
         self._facts = ValueFacts(graph)
-        self.result = Selection(kept=dict(kept))
+        self.result = Selection(kept=dict(kept), patterns=keep)
 
     def run(self) -> Selection:
         for node in self._graph.nodes:
@@ -120,7 +124,7 @@ class _Selector:
         """Why a convolution has to stay in float32."""
         x, residual = operand(node, 0), operand(node, 5)
         assert x is not None
-        if any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self._keep):
+        if self.result.keeps(node):
             return "kept by name"
         if not x.type.is_map or 1 in (math.prod(x.type.shape[2:]), math.prod(node.output.type.shape[2:])):
             return "a vector, not a map"

@@ -138,6 +138,24 @@ def test_report_and_kept_layers():
     assert silent["images"] == 0 and "output_error" not in silent
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bf16"])
+def test_large_linear_layers_keep_weights_in_bf16(dtype, tmp_path):
+    net = Network(15)
+    x = net.relu(net.conv(net.x, 40, "stem"))
+    graph = net.finish(net.relu(net.conv(x, 130, "wide", stride=2)), classes=150)
+    batches = [images(4, graph)]
+    for keep, expected in (((), "bf16"), (("fc",), "f32")):
+        narrow = quantize(Program(graph), batches, dtype, keep=keep)
+        narrow.save(tmp_path / "n.dpr")
+        loaded = Program.load(tmp_path / "n.dpr").graph
+        fc = next(n for n in loaded.nodes if n.name == "fc")
+        assert fc.inputs[1].type.dtype == expected
+        want = interpreter.run(loaded, {loaded.inputs[0].name: batches[0]})[0]
+        for threads in (1, 2):
+            have = Session(Program(loaded), threads=threads).run(batches[0])
+            np.testing.assert_allclose(have, want, rtol=0, atol=0.02 * np.abs(want).max())
+
+
 def test_bad_input_is_refused():
     net = Network(14)
     graph = net.finish(net.relu(net.conv(net.x, 5, "broken")))
