@@ -44,6 +44,10 @@ class Operand:
 class PlanBuilder:
     def __init__(self, isa: str = "") -> None: ...
     @property
+    def has_channel_lanes(self) -> bool: ...
+    @property
+    def has_stem(self) -> bool: ...
+    @property
     def has_winograd(self) -> bool: ...
     def add_shape(self, height: int, width: int, pitch: int, zero_plane: int) -> int: ...
     def add_map(self, shape: int, planes: Sequence[int]) -> int: ...
@@ -64,9 +68,13 @@ class PlanBuilder:
         out_map: int,
         weights: np.ndarray,
         groups: int,
+        stride: tuple[int, int],
+        channel_lanes: bool,
+        stem: bool,
         tap_offset: Sequence[int],
         bias: int,
         gate: int,
+        gate_is_mask: bool,
         shift: int,
         residual_map: int,
         residual_live: int,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dynprune_rt.program import Program
     from dynprune_rt.quantization import quantize
     from dynprune_rt.session import Session, available_isas, cpu_isa, load
+    from dynprune_rt.torch_module import TorchModule
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _LAZY = {
     "Profile": "dynprune_rt.profile",
     "Program": "dynprune_rt.program",
     "Session": "dynprune_rt.session",
+    "TorchModule": "dynprune_rt.torch_module",
     "available_isas": "dynprune_rt.session",
     "cpu_isa": "dynprune_rt.session",
     "load": "dynprune_rt.session",
@@ -57,6 +59,7 @@ __all__ = [
     "Program",
     "QuantizationError",
     "Session",
+    "TorchModule",
     "UnsupportedOperatorError",
     "VerificationError",
     "available_isas",

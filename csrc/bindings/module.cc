@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <tuple>
 
 #include "core/executor.h"
 #include "core/isa.h"
@@ -246,6 +247,8 @@ void bind_builder(py::module_& m) {
            py::arg("live_first") = false)
       .def("add_input", &PyPlanBuilder::add_input, py::arg("floats_per_image"))
       .def("add_output", &PyPlanBuilder::add_output, py::arg("floats_per_image"))
+      .def_property_readonly("has_channel_lanes", &PyPlanBuilder::has_channel_lanes)
+      .def_property_readonly("has_stem", &PyPlanBuilder::has_stem)
       .def_property_readonly("has_winograd", &PyPlanBuilder::has_winograd)
       .def("winograd_input_scratch", &PyPlanBuilder::winograd_input_scratch, py::arg("in_channels"),
            py::arg("out_channels"), py::arg("m"), py::arg("shape"), py::arg("form"))
@@ -253,7 +256,8 @@ void bind_builder(py::module_& m) {
   builder.def(
       "add_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, const FloatArray& weights,
-         int32_t groups, std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, int32_t shift,
+         int32_t groups, std::pair<int32_t, int32_t> stride, bool channel_lanes, bool stem,
+         std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, bool gate_is_mask, int32_t shift,
          int32_t residual_map, int32_t residual_live, std::pair<float, float> inner, std::pair<float, float> outer,
          int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
          const std::vector<std::pair<cpu::Reduce, int32_t>>& pools, int32_t winograd_m,
@@ -263,12 +267,16 @@ void bind_builder(py::module_& m) {
         p.in_map = in_map;
         p.out_map = out_map;
         p.groups = groups;
+        std::tie(p.stride_h, p.stride_w) = stride;
+        p.channel_lanes = channel_lanes;
+        p.stem = stem;
         p.kernel_h = static_cast<int32_t>(weights.shape(2));
         p.kernel_w = static_cast<int32_t>(weights.shape(3));
         p.tap_offset = std::move(tap_offset);
         p.weights = b.hold(weights);
         p.bias = bias;
         p.gate = gate;
+        p.gate_is_mask = gate_is_mask;
         p.shift = shift;
         p.residual_map = residual_map;
         p.residual_live = residual_live;
@@ -286,9 +294,10 @@ void bind_builder(py::module_& m) {
         b.add_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("weights"), py::arg("groups"),
-      py::arg("tap_offset"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("residual_map"),
-      py::arg("residual_live"), py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"),
-      py::arg("pass_list"), py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
+      py::arg("stride"), py::arg("channel_lanes"), py::arg("stem"), py::arg("tap_offset"), py::arg("bias"),
+      py::arg("gate"), py::arg("gate_is_mask"), py::arg("shift"), py::arg("residual_map"), py::arg("residual_live"),
+      py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
+      py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
       py::arg("winograd_scratch"), py::arg("macs_per_pair"));
   builder.def(
       "add_linear",

@@ -145,9 +145,10 @@ void Bf16ReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
     float* wide = scratch_of(plan, context, rank);
     // The last block of the plane may end in positions that are no pixels.
     std::fill_n(wide + static_cast<int64_t>(shape.blocks - 1) * cpu::kBlock, cpu::kBlock, 0.0f);
+    const float* const planes[] = {wide};
     for (int32_t a = 0; a < kBf16PerWord && i * kBf16PerWord + a < list.count; ++a) {
       plan.kernels->bf16->unpack(shape, shape, group_plane(plan, context, in_map_, i), a, wide);
-      y[list.index[i * kBf16PerWord + a]] = plan.kernels->plane_reduce(kind_, shape, wide);
+      plan.kernels->plane_reduce(kind_, shape, planes, 1, &y[list.index[i * kBf16PerWord + a]]);
     }
   });
 }

@@ -1,9 +1,8 @@
 #include "core/conv_step.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 
+#include "core/plane_reduction.h"
 #include "cpu/conv_cost.h"
 
 namespace dynprune {
@@ -23,11 +22,29 @@ LiveList sublist(const LiveList& list, int32_t first, int32_t last) {
   return {a, count, live};
 }
 
+// How a convolution is computed, and what that is estimated to cost.
+struct Algorithm {
+  const char* name;
+  double cycles;
+};
+constexpr const char* kChannelLanes = "channel lanes";
+constexpr const char* kStem = "winograd F(4x4, 4x4)";
+constexpr const char* kWinograd4 = "winograd F(4x4)";
+constexpr const char* kWinograd2 = "winograd F(2x2)";
+
+// The call for live outputs [first, last) alone.
+cpu::ConvCall outputs_of(const cpu::ConvCall& call, int32_t first, int32_t last) {
+  cpu::ConvCall part = call;
+  part.output += first;
+  part.out_channel += first;
+  part.n_out = last - first;
+  if (part.epilogue.residual) part.epilogue.residual += first;
+  return part;
+}
+
 }  // namespace
 
-void ConvStep::Free::operator()(float* p) const { std::free(p); }
-
-ConvStep::ConvStep(const Plan& plan, ConvParams params) : p_(std::move(params)) {
+ConvStep::ConvStep(Plan& plan, ConvParams params) : p_(std::move(params)) {
   const MapRef& in = plan.maps[static_cast<size_t>(p_.in_map)];
   const MapRef& out = plan.maps[static_cast<size_t>(p_.out_map)];
   in_channels_ = in.channels() / p_.groups;
@@ -35,13 +52,22 @@ ConvStep::ConvStep(const Plan& plan, ConvParams params) : p_(std::move(params)) 
   depthwise_ = in_channels_ == 1 && p_.groups > 1;
   direct_ = {in_channels_, out_channels_, static_cast<int32_t>(p_.tap_offset.size()), p_.tap_offset.data(),
              plan.shape_of(out)};
+  strided_ = {in_channels_, out_channels_, direct_.taps,      p_.tap_offset.data(), plan.shape_of(in).pitch,
+              p_.stride_h,  p_.stride_w,   plan.shape_of(out)};
+  if (p_.channel_lanes) {
+    lanes_weights_ = plan.packed.allocate(plan.kernels->channel_lanes_sizes(strided_).weights);
+    plan.kernels->channel_lanes_pack(strided_, p_.weights, lanes_weights_);
+  }
+  if (p_.stem) {
+    stem_ = {in_channels_, out_channels_, plan.shape_of(in), plan.shape_of(out)};
+    stem_weights_ = plan.packed.allocate(plan.kernels->stem_sizes(stem_).weights);
+    plan.kernels->stem_pack(stem_, p_.weights, stem_weights_);
+  }
   if (p_.winograd_m) {
     winograd_ = {in_channels_, out_channels_, p_.winograd_m, plan.shape_of(out)};
     const cpu::WinogradSizes sizes = plan.kernels->winograd_sizes(winograd_, p_.winograd_form);
-    const size_t bytes = (sizes.weights * sizeof(float) + 63) / 64 * 64;
-    winograd_weights_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    if (!winograd_weights_) throw std::bad_alloc();
-    plan.kernels->winograd_pack(winograd_, p_.winograd_form, p_.weights, winograd_weights_.get());
+    winograd_weights_ = plan.packed.allocate(sizes.weights);
+    plan.kernels->winograd_pack(winograd_, p_.winograd_form, p_.weights, winograd_weights_);
   }
 }
 
@@ -53,7 +79,7 @@ cpu::Epilogue ConvStep::epilogue(const Plan& plan, const Context& context, const
     residual = context.residual_planes;
   }
   return {plan.flat_or_null(context, p_.bias),
-          plan.flat_or_null(context, p_.gate),
+          p_.gate_is_mask && context.skip ? nullptr : plan.flat_or_null(context, p_.gate),
           plan.flat_or_null(context, p_.shift),
           residual,
           p_.inner,
@@ -102,19 +128,24 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   }
 
   // The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
-  const double direct_cycles = cpu::direct_cycles(*plan.kernels, direct_, in.live, out.live);
-  double cycles = direct_cycles;
-  bool winograd = false;
+  Algorithm algorithm{"direct", cpu::direct_cycles(*plan.kernels, direct_, in.live, out.live)};
+  if (p_.channel_lanes) {
+    const double cycles = cpu::channel_lanes_cycles(*plan.kernels, strided_, in.live, out.live);
+    if (cycles < algorithm.cycles || p_.stride_h * p_.stride_w > 1) algorithm = {kChannelLanes, cycles};
+  }
+  if (p_.stem) {
+    const double cycles = cpu::stem_cycles(stem_, in.live, out.live);
+    if (cycles < algorithm.cycles) algorithm = {kStem, cycles};
+  }
   if (p_.winograd_m) {
-    const double winograd_cycles = cpu::winograd_cycles(*plan.kernels, winograd_, p_.winograd_form, in.live, out.live);
-    winograd = winograd_cycles < direct_cycles;
-    cycles = std::min(cycles, winograd_cycles);
+    const double cycles = cpu::winograd_cycles(*plan.kernels, winograd_, p_.winograd_form, in.live, out.live);
+    if (cycles < algorithm.cycles) algorithm = {p_.winograd_m == 4 ? kWinograd4 : kWinograd2, cycles};
   }
   if (context.record) {
     context.record->macs += p_.macs_per_pair * in.count * out.count;
-    context.record->kernel = winograd ? (p_.winograd_m == 4 ? "winograd F(4x4)" : "winograd F(2x2)") : "direct";
+    context.record->kernel = algorithm.name;
   }
-  const int size = cycles < kSerialCycles ? 1 : team.size();
+  const int size = algorithm.cycles < kSerialCycles ? 1 : team.size();
   const auto parallel = [&](auto&& body) {
     if (size == 1)
       body(0);
@@ -122,7 +153,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
       team.run(body);
   };
 
-  if (winograd) {
+  if (algorithm.name == kWinograd4 || algorithm.name == kWinograd2) {
     float* v = context.arena + p_.winograd_scratch;
     parallel([&](int rank) {
       const Share share = share_of(call.n_in, rank, size);
@@ -131,8 +162,35 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     parallel([&](int rank) {
       const Share share = share_of(call.n_out, rank, size);
       if (share.first < share.last)
-        plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_.get(), v, call, share.first,
-                                      share.last, context.thread_scratch + rank * plan.thread_scratch_size);
+        plan.kernels->winograd_output(winograd_, p_.winograd_form, winograd_weights_, v, call, share.first, share.last,
+                                      context.thread_scratch + rank * plan.thread_scratch_size);
+    });
+    return;
+  }
+
+  if (algorithm.name == kStem) {
+    const int32_t rows = (direct_.out.height + 3) / 4;
+    parallel([&](int rank) {
+      const Share row = share_of(rows, rank, size);
+      plan.kernels->conv_stem(stem_, stem_weights_, call, row.first, row.last,
+                              context.thread_scratch + rank * plan.thread_scratch_size);
+    });
+    return;
+  }
+
+  if (algorithm.name == kChannelLanes) {
+    // Outputs are split by whole blocks of weights, rows where there are too few blocks.
+    const int32_t blocks = (call.n_out + cpu::kBlock - 1) / cpu::kBlock;
+    const int32_t rows = direct_.out.height;
+    const bool split_rows = blocks < 2 * size && rows >= 2 * size;
+    parallel([&](int rank) {
+      const Share block = split_rows ? Share{0, blocks} : share_of(blocks, rank, size);
+      const Share row = split_rows ? share_of(rows, rank, size) : Share{0, rows};
+      const cpu::ConvCall part =
+          outputs_of(call, block.first * cpu::kBlock, std::min(block.last * cpu::kBlock, call.n_out));
+      if (part.n_out > 0 && row.first < row.last)
+        plan.kernels->conv_channel_lanes(strided_, lanes_weights_, part, row.first, row.last,
+                                         context.thread_scratch + rank * plan.thread_scratch_size);
     });
     return;
   }
@@ -142,17 +200,9 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   const bool split_pixels =
       out.count < size * plan.kernels->direct_tile_channels && blocks >= size * plan.kernels->direct_tile_blocks;
   parallel([&](int rank) {
-    cpu::ConvCall part = call;
-    Share pixels{0, blocks};
-    if (split_pixels) {
-      pixels = share_of(blocks, rank, size);
-    } else {
-      const Share share = share_of(call.n_out, rank, size);
-      part.output += share.first;
-      part.out_channel += share.first;
-      part.n_out = share.last - share.first;
-      if (part.epilogue.residual) part.epilogue.residual += share.first;
-    }
+    const Share pixels = split_pixels ? share_of(blocks, rank, size) : Share{0, blocks};
+    const Share share = split_pixels ? Share{0, call.n_out} : share_of(call.n_out, rank, size);
+    const cpu::ConvCall part = outputs_of(call, share.first, share.last);
     if (part.n_out > 0 && pixels.first < pixels.last)
       plan.kernels->conv_direct(direct_, weights, part, pixels.first, pixels.last);
   });
@@ -180,13 +230,15 @@ void ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& tea
       static_cast<double>(out.count) * direct_.out.blocks * (direct_.taps + 2) * cpu::kBlock / plan.kernels->lanes;
   const auto part = [&](int rank, int size) {
     const Share share = share_of(call.n_out, rank, size);
-    cpu::ConvCall slice = call;
+    cpu::ConvCall slice = outputs_of(call, share.first, share.last);
     slice.input += share.first;
-    slice.output += share.first;
-    slice.out_channel += share.first;
-    slice.n_in = slice.n_out = share.last - share.first;
-    if (slice.epilogue.residual) slice.epilogue.residual += share.first;
-    if (slice.n_out > 0) plan.kernels->conv_depthwise(direct_, p_.weights, slice);
+    slice.n_in = slice.n_out;
+    if (slice.n_out == 0) return;
+    if (p_.stride_w == 2) {
+      plan.kernels->conv_depthwise_strided(strided_, p_.weights, slice);
+    } else {
+      plan.kernels->conv_depthwise(direct_, p_.weights, slice);
+    }
   };
   if (cycles < kSerialCycles)
     part(0, 1);
@@ -233,11 +285,8 @@ void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team
   }
   const auto part = [&](int rank, int size) {
     const Share share = share_of(stored.count, rank, size);
-    for (int32_t i = share.first; i < share.last; ++i) {
-      const float* x = plan.plane(context, p_.out_map, stored.index[i]);
-      for (const PoolOutput& pool : p_.pools)
-        plan.flat(context, pool.flat)[stored.index[i]] = plan.kernels->plane_reduce(pool.kind, direct_.out, x);
-    }
+    for (const PoolOutput& pool : p_.pools)
+      reduce_channels(plan, context, pool.kind, p_.out_map, stored, share, plan.flat(context, pool.flat));
   };
   if (static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
     part(0, 1);

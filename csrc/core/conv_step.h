@@ -18,24 +18,30 @@ struct ConvParams {
   int32_t residual_live = -1;  // flat bool [K]: residual channels outside it read as zero; -1 = all stored
   int32_t groups = 1;
   int32_t kernel_h = 1, kernel_w = 1;
+  // 1 where the input map has the output's pitch: the map itself, or its phase planes. Otherwise the map as it is, for
+  // the kernels that step over pixels.
+  int32_t stride_h = 1, stride_w = 1;
   std::vector<int32_t> tap_offset;
   const float* weights = nullptr;            // [K][C/groups][taps], kept alive by the plan's owner
   int32_t bias = -1, gate = -1, shift = -1;  // flat tensors [K]
+  bool gate_is_mask = false;  // every channel of out_list has gate 1: multiplied by only where skipping is off
   cpu::Clamp inner, outer;
   int32_t in_list = -1;      // channels of the input that are stored
   int32_t out_list = -1;     // channels to compute
   int32_t pass_list = -1;    // stored channels that are not computed; -1 = none
   int32_t stored_list = -1;  // computed and passed: what the pools reduce over
   std::vector<PoolOutput> pools;
+  bool stem = false;       // pack the weights for the kernel of 7x7 layers of few inputs
   int32_t winograd_m = 0;  // 0 = not eligible
   cpu::WinogradWeights winograd_form = cpu::WinogradWeights::kTransformed;
   int64_t winograd_scratch = -1;  // arena offset of the transformed input
+  bool channel_lanes = false;     // pack the weights for that kernel; it is the only one of a strided input
   int64_t macs_per_pair = 0;      // multiply-adds per (live input, live output) pair
 };
 
 class ConvStep final : public Step {
  public:
-  ConvStep(const Plan& plan, ConvParams params);
+  ConvStep(Plan& plan, ConvParams params);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
@@ -51,11 +57,12 @@ class ConvStep final : public Step {
   int32_t in_channels_, out_channels_;  // of one group
   bool depthwise_;
   cpu::DirectShape direct_{};
+  cpu::StridedShape strided_{};
+  cpu::StemShape stem_{};
   cpu::WinogradShape winograd_{};
-  struct Free {
-    void operator()(float* p) const;
-  };
-  std::unique_ptr<float, Free> winograd_weights_;
+  float* lanes_weights_ = nullptr;
+  float* stem_weights_ = nullptr;
+  float* winograd_weights_ = nullptr;
 };
 
 }  // namespace dynprune

@@ -16,8 +16,6 @@
 namespace dynprune {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
-
 // Denormals cost up to a hundred cycles each on some CPUs and mean nothing here.
 class FlushDenormals {
  public:

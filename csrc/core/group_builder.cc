@@ -21,10 +21,6 @@ void PlanBuilder::check_group_map(int32_t map, int32_t n_channels, int32_t per_w
     if (planes[i] - planes[i - 1] != planes[1] - planes[0]) fail("the planes of such a map are evenly spaced");
 }
 
-void PlanBuilder::need_thread_scratch(size_t bytes) {
-  plan_->thread_scratch_size = std::max(plan_->thread_scratch_size, static_cast<int64_t>((bytes + 63) / 64 * 16));
-}
-
 void PlanBuilder::add_group_phase_split(const std::string& name, int32_t per_word, int32_t stride_h, int32_t stride_w,
                                         int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list) {
   check_map(out_map);

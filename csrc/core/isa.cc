@@ -22,6 +22,8 @@ struct IsaEntry {
      table.lanes = LANES;                                         \
      cpu::fill_conv_direct_##FLOAT(table);                        \
      cpu::fill_conv_depthwise_##FLOAT(table);                     \
+     cpu::fill_conv_channel_lanes_##FLOAT(table);                 \
+     cpu::fill_conv_stem_##FLOAT(table);                          \
      cpu::fill_conv_winograd_##FLOAT(table);                      \
      cpu::fill_plane_elementwise_##FLOAT(table);                  \
      cpu::fill_plane_pooling_##FLOAT(table);                      \

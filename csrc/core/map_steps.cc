@@ -2,23 +2,29 @@
 
 #include <algorithm>
 
+#include "core/plane_reduction.h"
+
 namespace dynprune {
 namespace {
 
 // Plane passes shorter than this many blocks stay on the calling thread.
 constexpr int64_t kSerialBlocks = 4096;
 
-// Calls f(channel) for each entry of `list`, on the team where the planes are large enough to pay.
+// Calls f(share) for parts of `list`, on the team where the planes are large enough to pay.
+template <class F>
+void for_each_share(const LiveList& list, int64_t blocks_per_channel, ThreadTeam& team, const F& f) {
+  if (list.count * blocks_per_channel < kSerialBlocks)
+    f(share_of(list.count, 0, 1));
+  else
+    team.run([&](int rank) { f(share_of(list.count, rank, team.size())); });
+}
+
+// The same for each channel.
 template <class F>
 void for_each_channel(const LiveList& list, int64_t blocks_per_channel, ThreadTeam& team, const F& f) {
-  const auto part = [&](int rank, int size) {
-    const Share share = share_of(list.count, rank, size);
+  for_each_share(list, blocks_per_channel, team, [&](Share share) {
     for (int32_t i = share.first; i < share.last; ++i) f(list.index[i]);
-  };
-  if (list.count * blocks_per_channel < kSerialBlocks)
-    part(0, 1);
-  else
-    team.run([&](int rank) { part(rank, team.size()); });
+  });
 }
 
 void record_lists(Context& context, const LiveList& list) {
@@ -116,13 +122,11 @@ void PoolStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
 void SpatialReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& list = context.lists[list_];
   const int32_t channels = plan.maps[static_cast<size_t>(in_map_)].channels();
-  const cpu::PlaneShape& shape = plan.shape_of(in_map_);
   float* y = plan.flat(context, out_flat_);
   record_lists(context, list);
   if (list.count < channels) std::fill(y, y + channels, 0.0f);
-  for_each_channel(list, shape.blocks, team, [&](int32_t c) {
-    y[c] = plan.kernels->plane_reduce(kind_, shape, plan.plane(context, in_map_, c));
-  });
+  for_each_share(list, plan.shape_of(in_map_).blocks, team,
+                 [&](Share share) { reduce_channels(plan, context, kind_, in_map_, list, share, y); });
 }
 
 void PhaseSplitStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/packed_memory.h"
 #include "core/thread_team.h"
 #include "cpu/kernels.h"
 
@@ -101,6 +102,7 @@ struct Plan {
   std::vector<FlatRef> flats;
   std::vector<LiveListDesc> lists;
   std::vector<std::unique_ptr<Step>> steps;
+  PackedMemory packed;                             // weights as the kernels want them
   std::vector<int64_t> input_sizes, output_sizes;  // floats per image
   int64_t arena_size = 0;                          // floats
   int64_t thread_scratch_size = 0;                 // floats per thread

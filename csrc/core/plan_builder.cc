@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "core/isa.h"
+#include "cpu/conv_cost.h"
 
 namespace dynprune {
 namespace {
@@ -101,6 +102,10 @@ void PlanBuilder::check_list(int32_t list, int32_t channels, bool optional) cons
     fail("a live list names channels that the map lacks");
 }
 
+void PlanBuilder::need_thread_scratch(size_t bytes) {
+  plan_->thread_scratch_size = std::max(plan_->thread_scratch_size, static_cast<int64_t>((bytes + 63) / 64 * 16));
+}
+
 void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
   check_map(p.in_map);
   check_map(p.out_map);
@@ -108,8 +113,14 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
   if (p.groups < 1 || in % p.groups || out % p.groups) fail(name + ": channels are not divisible by groups");
   if (p.tap_offset.empty() || p.tap_offset.size() != static_cast<size_t>(p.kernel_h) * static_cast<size_t>(p.kernel_w))
     fail(name + ": wrong number of taps");
-  if (plan_->shape_of(p.in_map).pitch != plan_->shape_of(p.out_map).pitch)
+  const bool strided = p.stride_h != 1 || p.stride_w != 1;
+  if (!strided && plan_->shape_of(p.in_map).pitch != plan_->shape_of(p.out_map).pitch)
     fail(name + ": input and output pitch differ");
+  const bool depthwise = p.groups > 1 && p.groups == in;
+  if (strided &&
+      (p.stride_h < 1 || p.stride_w < 1 || p.stride_w > 2 || (depthwise ? p.stride_w != 2 : !p.channel_lanes)))
+    fail(name + ": no kernel for this stride");
+  if (p.channel_lanes && (!has_channel_lanes() || p.groups != 1)) fail(name + ": not for channels in the lanes");
   if (!p.weights) fail(name + ": no weights");
   for (int32_t flat : {p.bias, p.gate, p.shift}) {
     check_flat(flat, true);
@@ -136,9 +147,26 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
     if (!has_winograd() || p.groups != 1 || p.kernel_h != 3 || p.kernel_w != 3 || p.winograd_scratch < 0)
       fail(name + ": not a Winograd convolution");
     const cpu::WinogradShape shape{in, out, p.winograd_m, plan_->shape_of(p.out_map)};
-    plan_->thread_scratch_size = std::max(
-        plan_->thread_scratch_size,
-        (static_cast<int64_t>(plan_->kernels->winograd_sizes(shape, p.winograd_form).thread_scratch) + 15) / 16 * 16);
+    need_thread_scratch(sizeof(float) * plan_->kernels->winograd_sizes(shape, p.winograd_form).thread_scratch);
+  }
+  if (p.channel_lanes) {
+    const cpu::StridedShape shape{in,
+                                  out,
+                                  static_cast<int32_t>(p.tap_offset.size()),
+                                  p.tap_offset.data(),
+                                  plan_->shape_of(p.in_map).pitch,
+                                  p.stride_h,
+                                  p.stride_w,
+                                  plan_->shape_of(p.out_map)};
+    p.channel_lanes = strided || cpu::channel_lanes_pay(*plan_->kernels, shape);
+    if (p.channel_lanes) need_thread_scratch(sizeof(float) * plan_->kernels->channel_lanes_sizes(shape).thread_scratch);
+  }
+  if (p.stem) {
+    if (!has_stem() || p.groups != 1 || in > cpu::kMaxStemInputs || p.kernel_h != 7 || p.kernel_w != 7 ||
+        p.stride_h != 2 || p.stride_w != 2)
+      fail(name + ": not a 7x7 stem");
+    const cpu::StemShape shape{in, out, plan_->shape_of(p.in_map), plan_->shape_of(p.out_map)};
+    need_thread_scratch(sizeof(float) * plan_->kernels->stem_sizes(shape).thread_scratch);
   }
   append(name, "conv2d", std::make_unique<ConvStep>(*plan_, std::move(p)));
 }

@@ -29,7 +29,7 @@ class PlanBuilder {
   int32_t add_constant_list(std::vector<int32_t> channels);
   // A list that a LiveListStep (appended here) computes from masks; -1 = no mask. live_first: with skipping off, the
   // live channels come first, then the others.
-  int32_t add_live_list(int32_t capacity, int32_t include, int32_t exclude, bool live_first);
+  int32_t add_live_list(int32_t capacity, int32_t include, int32_t exclude, bool live_first = false);
 
   void add_input(int64_t floats_per_image) { plan_->input_sizes.push_back(floats_per_image); }
   void add_output(int64_t floats_per_image) { plan_->output_sizes.push_back(floats_per_image); }
@@ -72,6 +72,8 @@ class PlanBuilder {
   int64_t winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape,
                                  cpu::WinogradWeights form);
   bool has_winograd() const { return plan_->kernels->has_winograd; }
+  bool has_channel_lanes() const { return plan_->kernels->has_channel_lanes; }
+  bool has_stem() const { return plan_->kernels->has_stem; }
 
   // Checks that every reference lies inside an arena of `arena_size` floats, and hands the plan out.
   std::shared_ptr<Plan> finish(int64_t arena_size);

@@ -6,6 +6,7 @@
 // figures of Zen 5. What counts is the ratio of the algorithms: a core that is twice as wide halves them all.
 #pragma once
 
+#include "channel_lanes_tiling.h"
 #include "conv_tiling.h"
 #include "kernels.h"
 #include "winograd_tiles.h"
@@ -18,6 +19,11 @@ namespace {
 // prefetching does not see.
 constexpr double kResidentWeights = 768 << 10;
 constexpr double kStreamBytes = 3.0;
+constexpr double kAdjoiningBytes = 6.0;  // where all weights of a step adjoin
+// Cycles that the direct kernel waits per byte of weights that another layer evicted: a tile reads as many streams as
+// it has outputs, and those of one tap per input are short.
+constexpr double kRowWait = 0.25;
+constexpr double kEvictedWeights = 128 << 10;
 
 // Cycles to bring `bytes` of weights of which there are `all`, when a share `live` of the inputs is used.
 constexpr double stream_cycles(double bytes, double all, double live) {
@@ -39,7 +45,7 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const int vectors = static_cast<int>((end + table.lanes - 1) / table.lanes);
   const bool half = table.lanes == 16 && (end - 1) % 16 < 8;
   const DirectTiles tiles = direct_tiles(table.lanes);
-  const DirectSplit split = split_positions(tiles, live_out, vectors, half);
+  const DirectSplit& split = position_split(TileUse::kDirect, table.lanes, live_out, vectors, half);
   const double per_output = 4.0;  // epilogue and store of a vector
   const double per_tile = 40.0;   // set-up of outputs * vectors / tile size
   const double start = 300.0;
@@ -50,9 +56,67 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const double line = row < 64 ? 64 : row;
   const double lines_of_row = shape.in_channels * row / line;
   const double lines = lines_of_row < live_in ? lines_of_row : live_in;
-  const double stream = stream_cycles(live_out * lines * line, row * shape.in_channels * shape.out_channels,
-                                      static_cast<double>(live_in) / shape.in_channels);
-  return cycles > stream ? cycles : stream;
+  const double share = static_cast<double>(live_in) / shape.in_channels;
+  const double gaps = share < 0.5 ? 1.0 + 3.0 * (0.5 - share) : 1.0;
+  const double all = row * shape.in_channels * shape.out_channels;
+  const double stream = all > kResidentWeights ? live_out * lines * line / kStreamBytes * gaps : 0.0;
+  // A tile takes a few vectors of every plane: of more pages than the first-level translation buffer holds.
+  const double pages = out.blocks * kBlock * sizeof(float) > 4096 && live_in > 64 ? 2.5 * live_in * tile_count : 0.0;
+  const double wait = shape.taps == 1 && all > kEvictedWeights ? kRowWait * live_out * lines * line : 0.0;
+  return (cycles > stream ? cycles : stream) + wait + pages;
+}
+
+inline double channel_lanes_cycles(const KernelTable& table, const StridedShape& shape, int32_t live_in,
+                                   int32_t live_out) {
+  if (live_out <= 0) return 0;
+  const PixelTiling tiling = pixel_tiling(shape.out, table.lanes);
+  const DirectTiles tiles = direct_tiles(table.lanes);
+  const int vectors = kBlock / table.lanes;  // of a block
+  const int rows = panel_rows(shape, live_in, tiling.rows);
+  const int touched = static_cast<int>(blocks_touched(shape.out_channels, live_out, kChannelBlock) + 0.5);
+  const bool compact = moving_pays(touched, live_out, rows * shape.out.width);
+  const int blocks = compact ? ceil_div(live_out, kChannelBlock) : touched;
+  const int most = compact && tiling.blocks > kMovedBlocks ? kMovedBlocks : tiling.blocks;
+  const int groups = ceil_div(blocks, most);
+  const double weights = static_cast<double>(blocks) / groups * vectors;  // vectors, of a group
+  const double steps = static_cast<double>(shape.taps) * live_in;
+  const double per_step = 1.2, per_tile = 60.0, per_vector = 130.0;  // per_vector: to transpose and store 16 x 16 sums
+  const auto tile = [&](double pixels) {
+    const double multiply_adds = weights * pixels / tiles.fma_per_cycle;
+    const double loads = weights * tiles.load_cycles + 0.5 * pixels * tiles.broadcast_cycles;
+    const double slower = multiply_adds > loads ? multiply_adds : loads;
+    return steps * ((slower > 5.0 ? slower : 5.0) + per_step) + per_tile + per_vector * weights;
+  };
+  const double columns = static_cast<double>(shape.out.width) / tiling.parts;
+  double all_tiles = shape.out.height / tiling.rows * tile(tiling.rows * columns);
+  for (int rest = tiling.rows / 2; rest > 0; rest /= 2) {
+    if (shape.out.height & rest) all_tiles += tile(rest * columns);
+  }
+  const int panels = ceil_div(shape.out.height, rows);
+  const double moves = compact ? kMoveCycles * steps * touched * vectors * panels : 0.0;
+  const double gathers = gathers_pixels(shape) ? 5.0 * live_in * shape.out.height * ceil_div(shape.out.width, 16) : 0.0;
+  const double start = 300.0;
+  const double cycles = groups * tiling.parts * all_tiles + moves + gathers + start;
+  const double block_bytes = static_cast<double>(shape.taps) * kChannelBlock * sizeof(float);
+  const double bytes = block_bytes * live_in * touched;
+  const double all = block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock);
+  const double gaps = 1.0 + 2.0 * (1.0 - static_cast<double>(live_in) / shape.in_channels);
+  const double stream = all > kResidentWeights ? bytes / kAdjoiningBytes * gaps * panels : 0.0;
+  return cycles > stream ? cycles + 0.35 * stream : stream + 0.35 * cycles;
+}
+
+// Is a second copy of the weights worth its memory for a layer that the direct kernel can do as well?
+inline bool channel_lanes_pay(const KernelTable& table, const StridedShape& shape) {
+  const DirectShape direct{shape.in_channels, shape.out_channels, shape.taps, nullptr, shape.out};
+  return channel_lanes_cycles(table, shape, shape.in_channels, shape.out_channels) <
+         0.97 * direct_cycles(table, direct, shape.in_channels, shape.out_channels);
+}
+
+inline double stem_cycles(const StemShape& shape, int32_t live_in, int32_t live_out) {
+  const double vectors = ceil_div(shape.out.height, 4) * 2.0 * ceil_div(shape.out.width, 128);
+  const double input = 1200.0, output = 220.0;
+  const double products = 49.0 * (4.5 * live_in + 2.0) * ceil_div(live_out, 8) * 8;
+  return vectors * (input * live_in + output * live_out + products);
 }
 
 // Cycles of the transforms of one vector of tiles, or of 16 weights.
@@ -79,7 +143,7 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   // Live outputs are multiplied in groups; how many tiles they make up.
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const int group = live_out < kChannelBlock ? live_out : kChannelBlock;
-  const DirectSplit split = split_positions(tiles, group, grid.vectors, grid.half());
+  const DirectSplit& split = position_split(TileUse::kMultiply, table.lanes, group, grid.vectors, grid.half());
   const double groups = static_cast<double>(live_out) / group;
   const int widest = split.parts ? ceil_div(split.full_vectors, split.parts) : split.half_tile_vectors + 1;
   const int calls = (split.parts + split.half_tile) * ceil_div(group, max_channels(tiles, widest));

@@ -2,11 +2,12 @@
 //
 // The general kernel shifts the plane by every tap, a few vectors of positions at a time. With one load per
 // multiply-add it is bound by loads, so the 3x3 kernel of stride 1 walks down columns of 16 pixels instead and
-// uses each loaded row for the three output rows it touches. Both take taps in order into one accumulator that
-// starts at 0, so their results have the same bits.
+// uses each loaded row for the three output rows it touches. A stride of 2 is taken apart in registers: a pair of
+// loads gives the even and the odd columns of a tap row, or those of two tap rows where output rows are short. All take
+// taps in order into one accumulator that starts at 0, so their results have the same bits.
 #include "conv_epilogue.h"
 #include "kernels.h"
-#include "vec.h"
+#include "vec_select.h"
 
 namespace dynprune::cpu {
 namespace {
@@ -14,6 +15,7 @@ namespace {
 // Finishes the sum at float `position` of the plane.
 template <bool Plain>
 struct Finisher {
+  const float* next_output = nullptr;  // the plane after this one: its lines are fetched while this one is computed
   PlainFinish plain;
   FullFinish full;
   ChannelEpilogue channel;
@@ -45,6 +47,7 @@ DYNPRUNE_INLINE void shifted_step(const DirectShape& shape, const float* x, cons
   }
   DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
     const int64_t position = (v0 + j) * kLanes;
+    prefetch_for_write(finish.next_output + position);
     store(y + position, keep(vector_mask(shape.out.store_mask, v0 + j), finish(acc[j], position)));
   }
 }
@@ -90,6 +93,7 @@ void columns_3x3(const DirectShape& shape, const float* x0, int32_t step, const 
     Vec middle = row_into(upper, in, 1);  // over the first two
     upper = row_into(zero(), in, 0);
     for (int32_t row = 0; row < out.height; ++row, position += out.pitch) {
+      prefetch_for_write(finish.next_output + position);
       load_row(in);
       const Vec v = finish(row_into(middle, in, 2), position);
       if (width >= kLanes) {
@@ -134,7 +138,8 @@ void depthwise_planes(const DirectShape& shape, const float* weights, const Conv
   const bool by_columns = is_3x3_rows(shape) && columns_pay(shape.out);
   for (int32_t i = 0; i < call.n_out; ++i) {
     const int32_t channel = call.out_channel[i];
-    const Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    finish.next_output = call.output[i + 1 < call.n_out ? i + 1 : i];
     const float* x = call.input[i];
     const float* w = weights + static_cast<int64_t>(channel) * shape.taps;
     float* y = call.output[i];
@@ -158,8 +163,142 @@ void conv_depthwise(const DirectShape& shape, const float* weights, const ConvCa
   }
 }
 
+// True for 3x3 taps of adjoining columns and rows, stride 2 both ways.
+bool is_3x3_by_two(const StridedShape& shape) {
+  if (shape.taps != 9 || shape.stride_h != 2) return false;
+  for (int i = 0; i < 9; ++i) {
+    if (shape.tap_offset[i] != shape.tap_offset[0] + i / 3 * shape.in_pitch + i % 3) return false;
+  }
+  return true;
+}
+
+// Stores a vector of sums that starts at float `position` of the plane; lanes outside `bits` are not pixels of it.
+template <bool Plain>
+DYNPRUNE_INLINE void put_lanes(float* y, Vec sum, int64_t position, uint32_t bits, const Finisher<Plain>& finish) {
+  prefetch_for_write(finish.next_output + position);
+  if constexpr (Plain) {
+    store_lanes(y + position, bits, finish.plain(sum, finish.bias));
+  } else {
+    const float* residual = finish.channel.residual;
+    const Vec from = residual ? load_lanes(residual + position, lane_mask(bits)) : zero();
+    store_lanes(y + position, bits, finish.full(sum, finish.channel, from));
+  }
+}
+
+// The three columns of a tap row for one vector of outputs.
+struct TapRow {
+  Vec columns[3];
+};
+// Of outputs side by side: pixels 0, 2, ... , 1, 3, ... and 2, 4, ... from x on.
+DYNPRUNE_INLINE TapRow load_tap_row(const float* x) {
+  TapRow row;
+  deinterleave(load(x), load(x + kLanes), row.columns[0], row.columns[1]);
+  row.columns[2] = shift_in(row.columns[0], x + 2 * kLanes);
+  return row;
+}
+// Of two short output rows, whose pixels start at x and at x + second, half a vector each.
+DYNPRUNE_INLINE TapRow load_two_rows(const float* x, int64_t second) {
+  TapRow row;
+  Vec odd;
+  deinterleave(load(x), load(x + second), row.columns[0], row.columns[1]);
+  deinterleave(load(x + 2), load(x + 2 + second), row.columns[2], odd);
+  return row;
+}
+
+DYNPRUNE_INLINE Vec add_taps(Vec sum, const TapRow& row, const Vec* weight) {
+  DYNPRUNE_UNROLL for (int s = 0; s < 3; ++s) sum = fma(weight[s], row.columns[s], sum);
+  return sum;
+}
+
+template <bool Plain>
+void strided_3x3(const StridedShape& shape, const float* x, const float* w, float* y, const Finisher<Plain>& finish) {
+  const PlaneShape out = shape.out;
+  const int64_t pitch = shape.in_pitch;
+  Vec weight[9];
+  DYNPRUNE_UNROLL for (int t = 0; t < 9; ++t) weight[t] = broadcast(w[t]);
+  x += shape.tap_offset[0];
+  if (2 * out.width <= kLanes) {
+    constexpr int kHalf = kLanes / 2;
+    const uint32_t bits = (1u << out.width) - 1;
+    for (int64_t row = 0; row < out.height; row += 2) {
+      const bool both = row + 1 < out.height;
+      const int64_t second = both ? 2 * pitch : kLanes;
+      const float* from = x + row * 2 * pitch;
+      Vec sum = zero();
+      DYNPRUNE_UNROLL for (int r = 0; r < 3; ++r) {
+        sum = add_taps(sum, load_two_rows(from + r * pitch, second), weight + 3 * r);
+      }
+      put_lanes(y, sum, row * out.pitch, bits, finish);
+      if (both) put_lanes(y, sum, (row + 1) * out.pitch - kHalf, bits << kHalf, finish);
+    }
+    return;
+  }
+  // Down columns of outputs: the last row of taps is the first one of the next output row.
+  for (int64_t column = 0; column < out.width; column += kLanes) {
+    const int64_t left = out.width - column;
+    const uint32_t bits = left >= kLanes ? ~0u : (1u << left) - 1;
+    const float* from = x + 2 * column;
+    TapRow first = load_tap_row(from);
+    for (int64_t row = 0; row < out.height; ++row, from += 2 * pitch) {
+      const TapRow middle = load_tap_row(from + pitch), last = load_tap_row(from + 2 * pitch);
+      Vec sum = add_taps(zero(), first, weight);
+      sum = add_taps(add_taps(sum, middle, weight + 3), last, weight + 6);
+      put_lanes(y, sum, row * out.pitch + column, bits, finish);
+      first = last;
+    }
+  }
+}
+
+// Any taps.
+template <bool Plain>
+void strided_plane(const StridedShape& shape, const float* x, const float* w, float* y, const Finisher<Plain>& finish) {
+  const PlaneShape& out = shape.out;
+  for (int64_t row = 0; row < out.height; ++row, x += static_cast<int64_t>(shape.in_pitch) * shape.stride_h) {
+    for (int64_t column = 0; column < out.width; column += kLanes) {
+      const int64_t left = out.width - column;
+      Vec sum = zero(), even, odd;
+      for (int32_t t = 0; t < shape.taps; ++t) {
+        const float* from = x + 2 * column + shape.tap_offset[t];
+        deinterleave(load(from), load(from + kLanes), even, odd);
+        sum = fma(broadcast(w[t]), even, sum);
+      }
+      put_lanes(y, sum, row * out.pitch + column, left >= kLanes ? ~0u : (1u << left) - 1, finish);
+    }
+  }
+}
+
+template <bool Plain>
+void strided_planes(const StridedShape& shape, const float* weights, const ConvCall& call) {
+  const DirectShape zeros{shape.in_channels, shape.out_channels, 0, nullptr, shape.out};
+  const bool by_two = is_3x3_by_two(shape);
+  for (int32_t i = 0; i < call.n_out; ++i) {
+    const int32_t channel = call.out_channel[i];
+    Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
+    finish.next_output = call.output[i + 1 < call.n_out ? i + 1 : i];
+    const float* w = weights + static_cast<int64_t>(channel) * shape.taps;
+    if (!call.input[i]) {
+      zero_plane(zeros, call.output[i], finish);
+    } else if (by_two) {
+      strided_3x3(shape, call.input[i], w, call.output[i], finish);
+    } else {
+      strided_plane(shape, call.input[i], w, call.output[i], finish);
+    }
+  }
+}
+
+void conv_depthwise_strided(const StridedShape& shape, const float* weights, const ConvCall& call) {
+  if (is_plain(call.epilogue)) {
+    strided_planes<true>(shape, weights, call);
+  } else {
+    strided_planes<false>(shape, weights, call);
+  }
+}
+
 }  // namespace
 
-void DYNPRUNE_ISA_NAME(fill_conv_depthwise)(KernelTable& table) { table.conv_depthwise = conv_depthwise; }
+void DYNPRUNE_ISA_NAME(fill_conv_depthwise)(KernelTable& table) {
+  table.conv_depthwise = conv_depthwise;
+  table.conv_depthwise_strided = conv_depthwise_strided;
+}
 
 }  // namespace dynprune::cpu

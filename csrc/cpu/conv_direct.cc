@@ -264,7 +264,8 @@ void conv_direct(const DirectShape& shape, const float* weights, const ConvCall&
   while (end > begin && keep_none(vector_mask(shape.out.store_mask, end - 1))) --end;
   if (end == begin) return;
   const bool half = kLanes == 16 && (vector_mask(shape.out.store_mask, end - 1) & 0xff00u) == 0;
-  const DirectSplit split = split_positions(kTiles, call.n_out, static_cast<int>(end - begin), half);
+  const DirectSplit& split =
+      position_split(TileUse::kDirect, kLanes, call.n_out, static_cast<int>(end - begin), half);
   for (int part = 0; part < split.parts; ++part) {
     const int64_t v0 = begin + balanced_begin(split.full_vectors, split.parts, part);
     const int64_t v1 = begin + balanced_begin(split.full_vectors, split.parts, part + 1);

@@ -126,5 +126,26 @@ constexpr DirectTiles multiply_tiles(int lanes) {
   return tiles;
 }
 
+// What positions are cut for.
+enum class TileUse { kDirect, kMultiply };
+
+// split_positions, remembered: searching costs as much as a small layer's arithmetic.
+inline const DirectSplit& position_split(TileUse use, int lanes, int channels, int vectors, bool half) {
+  struct Entry {
+    int64_t key = -1;
+    DirectSplit split{};
+  };
+  constexpr int kEntries = 256;
+  static thread_local Entry entries[kEntries];
+  const int64_t key = static_cast<int64_t>(vectors) << 32 | channels << 8 | lanes << 2 | (half ? 2 : 0) |
+                      (use == TileUse::kMultiply ? 1 : 0);
+  Entry& entry = entries[static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u >> 56];
+  if (entry.key != key) {
+    entry = {key, split_positions(use == TileUse::kMultiply ? multiply_tiles(lanes) : direct_tiles(lanes), channels,
+                                  vectors, half)};
+  }
+  return entry.split;
+}
+
 }  // namespace
 }  // namespace dynprune::cpu

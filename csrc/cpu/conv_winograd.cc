@@ -125,11 +125,11 @@ void winograd_output(const WinogradShape& shape, WinogradWeights form, const flo
     group = next;
     next = next_group(call, group.last, last, most);
     const int n_out = group.count();
-    const DirectSplit split = split_positions(kMultiplyTiles, n_out, grid.vectors, grid.half());
+    const DirectSplit& split = position_split(TileUse::kMultiply, kLanes, n_out, grid.vectors, grid.half());
     WeightPrefetcher prefetcher(kRawBlock, kRawBlock / 16, call.in_channel, call.n_in);
     Multiply job{call.n_in,   call.in_channel,           kChannelBlock, grid.stride, grid.stride,
                  &prefetcher, cached ? 0 : stored_matrix};
-    const float* weight[kGroup];
+    const float* weight[kGroup + 1];
     if (on_the_fly) {
       job.step = ceil_div(n_out, 8) * 8;
       const int64_t u_matrix = group_matrix(call.n_in, job.step);
@@ -139,25 +139,20 @@ void winograd_output(const WinogradShape& shape, WinogradWeights form, const flo
         if (block != seen) prefetcher.add_block(packed + static_cast<int64_t>(block) * shape.in_channels * kRawBlock);
         seen = block;
       }
-      prefetcher.spread(static_cast<int64_t>(elements) * multiply_calls(split, n_out) * (call.n_in / 4));
-      for (int32_t t = 0; t < elements; ++t) {
-        for (int k = 0; k < n_out; ++k) weight[k] = u + t * u_matrix + k;
-        multiply_matrix<WeightLayout::kCompact>(job, job, split, n_out, weight, v + t * v_matrix,
-                                                products + t * out_matrix);
-      }
+      int64_t tiles = 0;
+      for_each_tile(split, n_out, false, [&](const TileCall&) { ++tiles; });
+      prefetcher.spread(elements * tiles * (call.n_in / 4));
+      for (int k = 0; k < n_out; ++k) weight[k] = u + k;
+      multiply_elements<WeightLayout::kCompact>(job, split, elements, n_out, weight, u_matrix, v, v_matrix, products,
+                                                out_matrix);
     } else {
-      const bool adjoining = adjoin(call, group);
-      Multiply again = job;
-      again.next_element = 0;
-      for (int32_t t = 0; t < elements; ++t) {
-        for (int k = 0; k < n_out; ++k) {
-          const int32_t channel = call.out_channel[group.first + k];
-          weight[k] = packed + (channel / kChannelBlock * elements + t) * stored_matrix + channel % kChannelBlock;
-        }
-        (adjoining ? multiply_matrix<WeightLayout::kBlock>
-                   : multiply_matrix<WeightLayout::kRows>)(job, again, split, n_out, weight, v + t * v_matrix,
-                                                           products + t * out_matrix);
+      for (int k = 0; k < n_out; ++k) {
+        const int32_t channel = call.out_channel[group.first + k];
+        weight[k] = packed + channel / kChannelBlock * elements * stored_matrix + channel % kChannelBlock;
       }
+      (adjoin(call, group) ? multiply_elements<WeightLayout::kBlock>
+                           : multiply_elements<WeightLayout::kRows>)(job, split, elements, n_out, weight, stored_matrix,
+                                                                     v, v_matrix, products, out_matrix);
     }
     for (int k = 0; k < n_out; ++k) {
       const int32_t at = group.first + k;

@@ -67,6 +67,50 @@ using ConvDirectFn = void (*)(const DirectShape&, const float* weights, const Co
 // input[i] is the plane that feeds output[i], or null where that input is exactly zero.
 using ConvDepthwiseFn = void (*)(const DirectShape&, const float* weights, const ConvCall&);
 
+// A convolution that reads its input map as it is, whatever the stride: out[y][x] = sum over c, t of
+// w[k][c][t] * in_c[y * stride_h * in_pitch + x * stride_w + tap_offset[t]].
+struct StridedShape {
+  int32_t in_channels, out_channels;  // of the group
+  int32_t taps;
+  const int32_t* tap_offset;  // [taps] floats; includes padding and dilation
+  int32_t in_pitch;
+  int32_t stride_h, stride_w;  // stride_w is 1 or 2
+  PlaneShape out;
+};
+
+// Depthwise with stride_w 2. May read two blocks past the last pixel that a tap needs.
+using ConvDepthwiseStridedFn = void (*)(const StridedShape&, const float* weights, const ConvCall&);
+
+// Output channels in the lanes: a vector of weights times a broadcast pixel. No lane is spent on pad columns, which
+// suits small and strided maps; the direct kernel skips single outputs at no cost, this one moves the weights of the
+// live ones together first.
+struct ChannelLanesSizes {
+  size_t weights;         // floats of packed weights
+  size_t thread_scratch;  // floats per thread
+};
+using ChannelLanesSizesFn = ChannelLanesSizes (*)(const StridedShape&);
+// [out_channels][in_channels][taps] to [out_channels / 16][in_channels][taps][16].
+using ChannelLanesPackFn = void (*)(const StridedShape&, const float* weights, float* packed);
+// Computes rows [first_row, last_row) of the live outputs; the n_out list may be split as well.
+using ConvChannelLanesFn = void (*)(const StridedShape&, const float* packed, const ConvCall&, int32_t first_row,
+                                    int32_t last_row, float* thread_scratch);
+
+// Convolution 7x7, stride 2, padding 3, of at most kMaxStemInputs channels.
+constexpr int32_t kMaxStemInputs = 4;
+struct StemShape {
+  int32_t in_channels, out_channels;
+  PlaneShape in, out;
+};
+struct StemSizes {
+  size_t weights;         // floats of packed weights
+  size_t thread_scratch;  // floats per thread
+};
+using StemSizesFn = StemSizes (*)(const StemShape&);
+using StemPackFn = void (*)(const StemShape&, const float* weights, float* packed);
+// Computes rows [4 * first_row, 4 * last_row) of the live outputs.
+using ConvStemFn = void (*)(const StemShape&, const float* packed, const ConvCall&, int32_t first_row, int32_t last_row,
+                            float* thread_scratch);
+
 // Winograd F(m x m, 3x3), stride 1, padding 1, dilation 1. m is 2 or 4.
 struct WinogradShape {
   int32_t in_channels, out_channels;
@@ -157,8 +201,8 @@ using PlaneUnaryFn = void (*)(Unary, float a, float b, const PlaneShape&, const 
 using PlaneBinaryFn = void (*)(Binary, Clamp, const PlaneShape&, const float* x0, const float* x1, float scalar,
                                float* y);
 using PlaneFillFn = void (*)(const PlaneShape&, float value, float* y);
-// Reduction over the pixels of one plane in one fixed order (block lanes, then a fixed tree).
-using PlaneReduceFn = float (*)(Reduce, const PlaneShape&, const float* x);
+// y[p] = reduction over the pixels of plane x[p], in one fixed order (block lanes, then a fixed tree).
+using PlaneReduceFn = void (*)(Reduce, const PlaneShape&, const float* const* x, int32_t n, float* y);
 
 struct PoolShape {
   PlaneShape in, out;
@@ -228,6 +272,15 @@ struct KernelTable {
   int32_t direct_tile_channels, direct_tile_blocks;
   ConvDirectFn conv_direct;
   ConvDepthwiseFn conv_depthwise;
+  ConvDepthwiseStridedFn conv_depthwise_strided;
+  bool has_channel_lanes;
+  ChannelLanesSizesFn channel_lanes_sizes;
+  ChannelLanesPackFn channel_lanes_pack;
+  ConvChannelLanesFn conv_channel_lanes;
+  bool has_stem;
+  StemSizesFn stem_sizes;
+  StemPackFn stem_pack;
+  ConvStemFn conv_stem;
   bool has_winograd;
   WinogradSizesFn winograd_sizes;
   WinogradPackFn winograd_pack;
@@ -250,14 +303,16 @@ struct KernelTable {
 };
 
 // Each family fills its part; defined once per ISA in the family's source, e.g. fill_conv_direct_avx512.
-#define DYNPRUNE_DECLARE_FAMILIES(ISA)             \
-  void fill_conv_direct_##ISA(KernelTable&);       \
-  void fill_conv_depthwise_##ISA(KernelTable&);    \
-  void fill_conv_winograd_##ISA(KernelTable&);     \
-  void fill_plane_elementwise_##ISA(KernelTable&); \
-  void fill_plane_pooling_##ISA(KernelTable&);     \
-  void fill_plane_layout_##ISA(KernelTable&);      \
-  void fill_linear_##ISA(KernelTable&);            \
+#define DYNPRUNE_DECLARE_FAMILIES(ISA)              \
+  void fill_conv_direct_##ISA(KernelTable&);        \
+  void fill_conv_depthwise_##ISA(KernelTable&);     \
+  void fill_conv_channel_lanes_##ISA(KernelTable&); \
+  void fill_conv_stem_##ISA(KernelTable&);          \
+  void fill_conv_winograd_##ISA(KernelTable&);      \
+  void fill_plane_elementwise_##ISA(KernelTable&);  \
+  void fill_plane_pooling_##ISA(KernelTable&);      \
+  void fill_plane_layout_##ISA(KernelTable&);       \
+  void fill_linear_##ISA(KernelTable&);             \
   void fill_flat_ops_##ISA(KernelTable&);
 DYNPRUNE_DECLARE_FAMILIES(generic)
 DYNPRUNE_DECLARE_FAMILIES(avx2)

@@ -52,11 +52,11 @@ void plane_fill(const PlaneShape& shape, float value, float* y) {
   for_each_vector(shape, true, y, [=](int64_t) { return v; });
 }
 
-// Combines f(x) of all pixels: block b goes to accumulator b mod 4, which hides the latency of the
-// combination; then the four are combined, then the lanes, halving. Non-pixels count as `identity`
-// when `masked`, else as f(0).
+// Combines f(x) of all pixels to one block of values: block b goes to accumulator b mod 4, which hides the latency of
+// the combination; then the four are combined. Non-pixels count as `identity` when `masked`, else as f(0).
 template <bool kMasked, class F, class Combine>
-DYNPRUNE_INLINE float reduce_plane(const PlaneShape& shape, const float* x, float identity, F f, Combine combine) {
+DYNPRUNE_INLINE void reduce_plane(const PlaneShape& shape, const float* x, float identity, F f, Combine combine,
+                                  Vec (&result)[kVecsPerBlock]) {
   constexpr int kChains = 4;
   Vec acc[kChains][kVecsPerBlock];
   for (int c = 0; c < kChains; ++c) {
@@ -79,40 +79,58 @@ DYNPRUNE_INLINE float reduce_plane(const PlaneShape& shape, const float* x, floa
   for (int c = 0; b + c < shape.blocks; ++c) block(b + c, c);
 
   for (int v = 0; v < kVecsPerBlock; ++v) {
-    acc[0][v] = combine(combine(acc[0][v], acc[1][v]), combine(acc[2][v], acc[3][v]));
+    result[v] = combine(combine(acc[0][v], acc[1][v]), combine(acc[2][v], acc[3][v]));
   }
-  return fold_block(acc[0], combine);
 }
 
-float plane_reduce(Reduce kind, const PlaneShape& shape, const float* x) {
+// y[p] = finish(the combination over plane x[p]). The lanes of kLanes planes are folded together.
+template <bool kMasked, class F, class Combine, class Finish>
+DYNPRUNE_INLINE void reduce_planes(const PlaneShape& shape, const float* const* x, int32_t n, float* y, float identity,
+                                   F f, Combine combine, Finish finish) {
+  for (int32_t first = 0; first < n; first += kLanes) {
+    const int32_t count = n - first < kLanes ? n - first : kLanes;
+    Vec block[kLanes][kVecsPerBlock];
+    for (int32_t p = 0; p < kLanes; ++p) {  // surplus lanes repeat the last plane's
+      if (p < count) {
+        reduce_plane<kMasked>(shape, x[first + p], identity, f, combine, block[p]);
+      } else {
+        for (int v = 0; v < kVecsPerBlock; ++v) block[p][v] = block[count - 1][v];
+      }
+    }
+    store_first(y + first, count, finish(fold_blocks(block, combine)));
+  }
+}
+
+void plane_reduce(Reduce kind, const PlaneShape& shape, const float* const* x, int32_t n, float* y) {
   const auto itself = [](Vec v) { return v; };
   const auto magnitude = [](Vec v) { return abs(v); };
   const auto square = [](Vec v) { return mul(v, v); };
   const auto plus = [](Vec a, Vec b) { return add(a, b); };
   const auto maximum = [](Vec a, Vec b) { return max_or_nan(a, b); };
   const auto minimum = [](Vec a, Vec b) { return min_or_nan(a, b); };
-  const float pixels = static_cast<float>(int64_t{shape.height} * shape.width);
+  const Vec pixels = broadcast(static_cast<float>(int64_t{shape.height} * shape.width));
+  const auto mean = [=](Vec v) { return div(v, pixels); };
+  const auto root = [](Vec v) { return vec_sqrt(v); };
   switch (kind) {
     case Reduce::kSum:
-      return reduce_plane<false>(shape, x, 0.0f, itself, plus);
+      return reduce_planes<false>(shape, x, n, y, 0.0f, itself, plus, itself);
     case Reduce::kMean:
-      return reduce_plane<false>(shape, x, 0.0f, itself, plus) / pixels;
+      return reduce_planes<false>(shape, x, n, y, 0.0f, itself, plus, mean);
     case Reduce::kSumAbs:
-      return reduce_plane<false>(shape, x, 0.0f, magnitude, plus);
+      return reduce_planes<false>(shape, x, n, y, 0.0f, magnitude, plus, itself);
     case Reduce::kMeanAbs:
-      return reduce_plane<false>(shape, x, 0.0f, magnitude, plus) / pixels;
+      return reduce_planes<false>(shape, x, n, y, 0.0f, magnitude, plus, mean);
     case Reduce::kSumSquares:
-      return reduce_plane<false>(shape, x, 0.0f, square, plus);
+      return reduce_planes<false>(shape, x, n, y, 0.0f, square, plus, itself);
     case Reduce::kL2:
-      return sqrtf(reduce_plane<false>(shape, x, 0.0f, square, plus));
+      return reduce_planes<false>(shape, x, n, y, 0.0f, square, plus, root);
     case Reduce::kMaxAbs:
-      return reduce_plane<false>(shape, x, 0.0f, magnitude, maximum);
+      return reduce_planes<false>(shape, x, n, y, 0.0f, magnitude, maximum, itself);
     case Reduce::kMax:
-      return reduce_plane<true>(shape, x, -kInfinity, itself, maximum);
+      return reduce_planes<true>(shape, x, n, y, -kInfinity, itself, maximum, itself);
     case Reduce::kMin:
-      return reduce_plane<true>(shape, x, kInfinity, itself, minimum);
+      return reduce_planes<true>(shape, x, n, y, kInfinity, itself, minimum, itself);
   }
-  return 0.0f;
 }
 
 }  // namespace

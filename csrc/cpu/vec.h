@@ -124,6 +124,13 @@ DYNPRUNE_INLINE VecInt lane_mask(uint32_t bits) {
   return (b & lane_bit) == lane_bit;
 }
 DYNPRUNE_INLINE Vec keep(uint32_t bits, Vec v) { return (Vec)((VecInt)v & lane_mask(bits)); }
+DYNPRUNE_INLINE Vec load_lanes(const float* p, VecInt mask) {
+  Vec v = {};
+  for (int i = 0; i < kLanes; ++i) {
+    if (mask[i]) v[i] = p[i];
+  }
+  return v;
+}
 DYNPRUNE_INLINE void store_lanes(float* p, uint32_t bits, Vec v) {
   for (int i = 0; i < kLanes; ++i) {
     if (bits >> i & 1) p[i] = v[i];

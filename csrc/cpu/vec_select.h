@@ -41,12 +41,21 @@ DYNPRUNE_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
   even = _mm512_permutex2var_ps(a, e, b);
   odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(e, _mm512_set1_epi32(1)), b);
 }
+// Lanes 1, 2, ... of v, then *last.
+DYNPRUNE_INLINE Vec shift_in(Vec v, const float* last) {
+  return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(broadcast(*last)), _mm512_castps_si512(v), 1));
+}
 // Lane i receives lane i xor kDistance.
 template <int kDistance>
 DYNPRUNE_INLINE Vec swap_lanes(Vec v) {
   if (kDistance == 8) return _mm512_shuffle_f32x4(v, v, 0x4e);
   if (kDistance == 4) return _mm512_shuffle_f32x4(v, v, 0xb1);
   return kDistance == 2 ? _mm512_permute_ps(v, 0x4e) : _mm512_permute_ps(v, 0xb1);
+}
+// In every four lanes: two of `a`, then two of `b`, as the bits of kChoice say.
+template <int kChoice>
+DYNPRUNE_INLINE Vec shuffle(Vec a, Vec b) {
+  return _mm512_shuffle_ps(a, b, kChoice);
 }
 
 #elif defined(__AVX2__)
@@ -103,10 +112,18 @@ DYNPRUNE_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
   even = _mm256_castpd_ps(_mm256_permute4x64_pd(e, 0xd8));
   odd = _mm256_castpd_ps(_mm256_permute4x64_pd(o, 0xd8));
 }
+DYNPRUNE_INLINE Vec shift_in(Vec v, const float* last) {
+  const Vec shifted = _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 7));
+  return _mm256_blend_ps(shifted, broadcast(*last), 0x80);
+}
 template <int kDistance>
 DYNPRUNE_INLINE Vec swap_lanes(Vec v) {
   if (kDistance == 4) return _mm256_permute2f128_ps(v, v, 1);
   return kDistance == 2 ? _mm256_permute_ps(v, 0x4e) : _mm256_permute_ps(v, 0xb1);
+}
+template <int kChoice>
+DYNPRUNE_INLINE Vec shuffle(Vec a, Vec b) {
+  return _mm256_shuffle_ps(a, b, kChoice);
 }
 
 #else
@@ -146,6 +163,7 @@ DYNPRUNE_INLINE void deinterleave(Vec a, Vec b, Vec& even, Vec& odd) {
   even = Vec{a[0], a[2], b[0], b[2]};
   odd = Vec{a[1], a[3], b[1], b[3]};
 }
+DYNPRUNE_INLINE Vec shift_in(Vec v, const float* last) { return Vec{v[1], v[2], v[3], *last}; }
 template <int kDistance>
 DYNPRUNE_INLINE Vec swap_lanes(Vec v) {
   return kDistance == 2 ? Vec{v[2], v[3], v[0], v[1]} : Vec{v[1], v[0], v[3], v[2]};
@@ -185,6 +203,34 @@ DYNPRUNE_INLINE float fold_block(const Vec (&block)[kVecsPerBlock], Combine comb
   v = combine(v, swap_lanes<2>(v));
   v = combine(v, swap_lanes<1>(v));
   return v[0];
+}
+
+// fold_block for kLanes blocks at once: lane i is the value of block[i], in the bits that fold_block would give.
+template <class Combine>
+DYNPRUNE_INLINE Vec fold_blocks(const Vec (&block)[kLanes][kVecsPerBlock], Combine combine) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  // Every step combines lanes of two vectors that lie so far apart, and packs the results of both.
+  Vec quarters[4];
+  for (int e = 0; e < 4; ++e) {
+#if defined(__AVX512F__)
+    const auto halve = [&](Vec a, Vec b) {
+      return combine(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    const Vec a = halve(block[e][0], block[e + 4][0]), b = halve(block[e + 8][0], block[e + 12][0]);
+    quarters[e] = combine(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+#else
+    const Vec a = combine(block[e][0], block[e][1]), b = combine(block[e + 4][0], block[e + 4][1]);
+    quarters[e] = combine(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+#endif
+  }
+  const auto pairs = [&](Vec a, Vec b) { return combine(shuffle<0x44>(a, b), shuffle<0xee>(a, b)); };
+  const Vec even = pairs(quarters[0], quarters[1]), odd = pairs(quarters[2], quarters[3]);
+  return combine(shuffle<0x88>(even, odd), shuffle<0xdd>(even, odd));
+#else
+  Vec values = zero();
+  for (int i = 0; i < kLanes; ++i) values[i] = fold_block(block[i], combine);
+  return values;
+#endif
 }
 
 // Applies a scalar function to each lane.

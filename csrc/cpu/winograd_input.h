@@ -33,21 +33,13 @@ DYNPRUNE_INLINE void transform_input(const Vec* d, int step, Vec* out) {
   }
 }
 
-alignas(64) constexpr float kZeroRow[4 * kLanes + 16] = {};
-
-// Sets the last lane of every tile row to the pixels that begin the tile after it.
-template <int Segment, int Row = 0>
-DYNPRUNE_INLINE void set_edges(Vec& first, Vec& second, const float* const* from, int floats, bool edge0, bool edge1) {
-  if constexpr (Row < kLanes / Segment) {
-    constexpr int kLane = (Row + 1) * Segment - 1;
-    first = set_lane<kLane>(first, edge0 ? from[Row] + floats : kZeroRow);
-    second = set_lane<kLane>(second, edge1 ? from[Row] + floats + 1 : kZeroRow);
-    set_edges<Segment, Row + 1>(first, second, from, floats, edge0, edge1);
-  }
-}
+alignas(64) constexpr float kZeroRow[4 * kLanes] = {};
 
 // One vector of tiles, from tile (tile_row, tile_column) on, to v[t * stride]. Pixels outside the map are zero and
-// not read: neither pads nor the next row can touch a result.
+// not read: neither pads nor the next row can touch a result. `Edge`: other tiles of the row lie in other vectors.
+//
+// Columns are transformed first, while the pixels lie as in the map: 4 vectors of 6 rows need 4 transforms instead of
+// 6, and what waits for the second half fits the registers.
 template <int M, int Segment, bool Edge>
 void input_tiles(const float* x, const PlaneShape& map, int32_t tile_row, int32_t tile_column, float* v,
                  int64_t stride) {
@@ -55,56 +47,70 @@ void input_tiles(const float* x, const PlaneShape& map, int32_t tile_row, int32_
   constexpr int kRows = kLanes / Segment;
   constexpr int kFloats = M * Segment;
   constexpr int kVectors = kFloats >= kLanes ? kFloats / kLanes : 1;  // per row
-  const int32_t column = tile_column * M - 1;
+  const int32_t column = tile_column * M;
   const uint64_t bits = column_bits(column, map.width);
   LaneMask mask[kVectors];
   DYNPRUNE_UNROLL for (int j = 0; j < kVectors; ++j) mask[j] = lane_mask(static_cast<uint32_t>(bits >> (j * kLanes)));
-  const bool edge0 = column + kFloats < map.width, edge1 = column + kFloats + 1 < map.width;
 
-  Vec d[kSize * kSize];
-  DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) {
-    const float* from[kRows];
-    DYNPRUNE_UNROLL for (int r = 0; r < kRows; ++r) {
-      const int32_t y = (tile_row + r) * M - 1 + i;
-      from[r] = y >= 0 && y < map.height ? x + static_cast<int64_t>(y) * map.pitch + column : kZeroRow;
-    }
-    Vec row[M], tile[kSize];
-    DYNPRUNE_UNROLL for (int j = 0; j < M; ++j) {
+  constexpr int kMapRows = (kRows - 1) * M + kSize;
+  const float* pixels[kMapRows];
+  DYNPRUNE_UNROLL for (int i = 0; i < kMapRows; ++i) {
+    const int32_t y = tile_row * M - 1 + i;
+    pixels[i] = y >= 0 && y < map.height ? x + static_cast<int64_t>(y) * map.pitch + column : kZeroRow;
+  }
+  Vec columns[M][kSize], edges[kSize];
+  DYNPRUNE_UNROLL for (int j = 0; j < M; ++j) {
+    Vec d[kSize];
+    DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) {
       if constexpr (kFloats >= kLanes) {
-        row[j] = load_lanes(from[j / kVectors] + j % kVectors * kLanes, mask[j % kVectors]);
+        d[i] = load_lanes(pixels[j / kVectors * M + i] + j % kVectors * kLanes, mask[j % kVectors]);
       } else {
-        row[j] = load_halves(from[2 * j], from[2 * j + 1], mask[0]);
+        d[i] = load_halves(pixels[2 * j * M + i], pixels[(2 * j + 1) * M + i], mask[0]);
       }
     }
-    split_tiles<M>(row, tile);
-    tile[M] = next_lane(tile[0]);
-    tile[M + 1] = next_lane(tile[1]);
-    if constexpr (Edge) {
-      set_edges<Segment>(tile[M], tile[M + 1], from, kFloats, edge0, edge1);
-    }
-    transform_input<M>(tile, 1, d + i * kSize);
+    transform_input<M>(d, 1, columns[j]);
   }
-  DYNPRUNE_UNROLL for (int j = 0; j < kSize; ++j) {
-    Vec out[kSize];
-    transform_input<M>(d + j, kSize, out);
-    DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) store(v + (i * kSize + j) * stride, out[i]);
+  if constexpr (Edge) {
+    static_assert(kRows == 1, "shorter rows end in the same vector");
+    const bool before = column > 0, after = column + kFloats < map.width;
+    Vec d[kSize];
+    DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) {
+      const bool inside = pixels[i] != kZeroRow;
+      d[i] = set_lane<0>(zero(), before && inside ? pixels[i] - 1 : kZeroRow);
+      d[i] = set_lane<kLanes - 1>(d[i], after && inside ? pixels[i] + kFloats : kZeroRow);
+    }
+    transform_input<M>(d, 1, edges);
+  }
+  DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) {
+    Vec row[M], tile[kSize], out[kSize];
+    DYNPRUNE_UNROLL for (int j = 0; j < M; ++j) row[j] = columns[j][i];
+    split_tiles<M>(row, tile + 1);
+    if constexpr (Edge) {
+      tile[0] = previous_lane(tile[M], edges[i]);
+      tile[M + 1] = next_lane(tile[1], edges[i]);
+    } else {
+      tile[0] = previous_lane<Segment>(tile[M]);
+      tile[M + 1] = next_lane<Segment>(tile[1]);
+    }
+    transform_input<M>(tile, 1, out);
+    DYNPRUNE_UNROLL for (int j = 0; j < kSize; ++j) store(v + (i * kSize + j) * stride, out[j]);
   }
 }
 
 using InputTilesFn = void (*)(const float*, const PlaneShape&, int32_t, int32_t, float*, int64_t);
 
-#define INPUT_EDGES(M, SEGMENT) {&input_tiles<M, SEGMENT, false>, &input_tiles<M, SEGMENT, true>}
 #if defined(__AVX512F__)
-#define INPUT_SEGMENTS(M) {INPUT_EDGES(M, 16), INPUT_EDGES(M, 8), INPUT_EDGES(M, 4)}
+#define INPUT_SEGMENTS(M) {&input_tiles<M, 16, false>, &input_tiles<M, 8, false>, &input_tiles<M, 4, false>}
 #else
-#define INPUT_SEGMENTS(M) {INPUT_EDGES(M, 8), INPUT_EDGES(M, 4)}
+#define INPUT_SEGMENTS(M) {&input_tiles<M, 8, false>, &input_tiles<M, 4, false>}
 #endif
-constexpr InputTilesFn kInputTiles[2][kSegmentKinds][2] = {INPUT_SEGMENTS(2), INPUT_SEGMENTS(4)};
+constexpr InputTilesFn kInputTiles[2][kSegmentKinds] = {INPUT_SEGMENTS(2), INPUT_SEGMENTS(4)};
+constexpr InputTilesFn kInputTilesOfLongRows[2] = {&input_tiles<2, kLanes, true>, &input_tiles<4, kLanes, true>};
 
 // All tiles of one plane to v[t * stride + lane].
 inline void input_plane(const TileGrid& grid, const PlaneShape& map, int32_t m, const float* x, float* v,
                         int64_t stride) {
-  const InputTilesFn transform = kInputTiles[m == 4][grid.kind()][grid.needs_edge()];
+  const InputTilesFn transform = grid.segments > 1 ? kInputTilesOfLongRows[m == 4] : kInputTiles[m == 4][grid.kind()];
   for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
     for (int32_t s = 0; s < grid.segments; ++s) {
       transform(x, map, row, s * grid.segment, v + grid.lane(row, s), stride);

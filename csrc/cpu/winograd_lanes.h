@@ -18,7 +18,9 @@ alignas(64) constexpr int32_t kEven[16] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20
 alignas(64) constexpr int32_t kOdd[16] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
 alignas(64) constexpr int32_t kZipLow[16] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
 alignas(64) constexpr int32_t kZipHigh[16] = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-alignas(64) constexpr int32_t kNext[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 15};
+alignas(64) constexpr int32_t kPrevious[16] = {16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14};
+alignas(64) constexpr int32_t kNext[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 31};
+constexpr uint32_t first_lanes(int segment) { return segment == 16 ? 0x0001 : segment == 8 ? 0x0101 : 0x1111; }
 
 // tile[j] lane i = float M*i + j of the M vectors in `row`.
 template <int M>
@@ -52,8 +54,20 @@ DYNPRUNE_INLINE void join_tiles(const Vec* tile, Vec* row) {
   }
 }
 
-// Lane i = lane i + 1; the last lane is unspecified.
-DYNPRUNE_INLINE Vec next_lane(Vec v) { return _mm512_permutexvar_ps(_mm512_loadu_si512(kNext), v); }
+// Lane i = lane i - 1, or lane i + 1, of the same segment; zero beyond it.
+template <int Segment>
+DYNPRUNE_INLINE Vec previous_lane(Vec v) {
+  constexpr auto kKeep = static_cast<__mmask16>(~first_lanes(Segment));
+  return _mm512_maskz_permutexvar_ps(kKeep, _mm512_loadu_si512(kPrevious), v);
+}
+template <int Segment>
+DYNPRUNE_INLINE Vec next_lane(Vec v) {
+  constexpr auto kKeep = static_cast<__mmask16>(~(first_lanes(Segment) << (Segment - 1)));
+  return _mm512_maskz_permutexvar_ps(kKeep, _mm512_loadu_si512(kNext), v);
+}
+// The same across the whole vector; beyond it comes the first, or the last, lane of `edge`.
+DYNPRUNE_INLINE Vec previous_lane(Vec v, Vec edge) { return permute2(v, kPrevious, edge); }
+DYNPRUNE_INLINE Vec next_lane(Vec v, Vec edge) { return permute2(v, kNext, edge); }
 template <int Lane>
 DYNPRUNE_INLINE Vec set_lane(Vec v, const float* p) {
   return _mm512_mask_broadcastss_ps(v, static_cast<__mmask16>(1u << Lane), _mm_load_ss(p));
@@ -122,7 +136,22 @@ DYNPRUNE_INLINE void join_tiles(const Vec* tile, Vec* row) {
   }
 }
 
-DYNPRUNE_INLINE Vec next_lane(Vec v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 7)); }
+DYNPRUNE_INLINE Vec previous_lane(Vec v, Vec edge) {
+  return _mm256_blend_ps(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6)), edge, 0x01);
+}
+DYNPRUNE_INLINE Vec next_lane(Vec v, Vec edge) {
+  return _mm256_blend_ps(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 7)), edge, 0x80);
+}
+template <int Segment>
+DYNPRUNE_INLINE Vec previous_lane(Vec v) {
+  if constexpr (Segment == 8) return previous_lane(v, _mm256_setzero_ps());
+  return _mm256_castsi256_ps(_mm256_slli_si256(_mm256_castps_si256(v), 4));
+}
+template <int Segment>
+DYNPRUNE_INLINE Vec next_lane(Vec v) {
+  if constexpr (Segment == 8) return next_lane(v, _mm256_setzero_ps());
+  return _mm256_castsi256_ps(_mm256_srli_si256(_mm256_castps_si256(v), 4));
+}
 template <int Lane>
 DYNPRUNE_INLINE Vec set_lane(Vec v, const float* p) {
   return _mm256_blend_ps(v, _mm256_broadcast_ss(p), 1 << Lane);

@@ -230,52 +230,81 @@ struct MultiplyHalfTiles {
 
 constexpr DirectTiles kMultiplyTiles = multiply_tiles(kLanes);  // the limits of the table above
 
-// How often multiply_matrix calls a tile.
-inline int64_t multiply_calls(const DirectSplit& split, int n_out) {
-  int64_t calls = split.half_tile ? ceil_div(ceil_div(n_out, 2), kMultiplyTiles.max_pairs[split.half_tile_vectors]) : 0;
-  for (int p = 0; p < split.parts; ++p) {
-    const int vectors =
-        balanced_begin(split.full_vectors, split.parts, p + 1) - balanced_begin(split.full_vectors, split.parts, p);
-    calls += ceil_div(n_out, max_channels(kMultiplyTiles, vectors));
-  }
-  return calls;
-}
+// Register tiles of the product of some outputs and all vectors of tiles. The same list serves every element of a
+// tile, so what it takes to cut it is paid once.
+struct TileCall {
+  int32_t channels, first_channel;
+  int64_t first_lane;
+  int32_t vectors;  // full ones
+  bool half;
+  bool first;  // of these channels: fetches the next element's weights meanwhile
+};
 
-// A product of `n_out` outputs, whose weights start at weight[k], by all vectors of tiles. `again` is `job` without
-// fetching the next element's weights, which the first part has done. (References: copying a job for each of the
-// elements cost 3 % of a CIFAR network in failed store forwarding.)
-template <WeightLayout Layout>
-void multiply_matrix(const Multiply& job, const Multiply& again, const DirectSplit& split, int n_out,
-                     const float* const* weight, const float* v, float* out) {
+// Calls `visit(TileCall)` for every register tile. Rows need a pointer register each: no more than 8 at once.
+template <class Visit>
+void for_each_tile(const DirectSplit& split, int n_out, bool rows, Visit&& visit) {
   for (int p = 0; p < split.parts; ++p) {
     const int first = balanced_begin(split.full_vectors, split.parts, p);
     const int vectors = balanced_begin(split.full_vectors, split.parts, p + 1) - first;
-    // Rows need a pointer register each: no more than 8.
     const int limit = max_channels(kMultiplyTiles, vectors);
-    const int most = Layout == WeightLayout::kRows && limit > 8 ? 8 : limit;
-    const int groups = ceil_div(n_out, most);
+    const int groups = ceil_div(n_out, rows && limit > 8 ? 8 : limit);
     for (int g = 0; g < groups; ++g) {
       const int k0 = balanced_begin(n_out, groups, g), k1 = balanced_begin(n_out, groups, g + 1);
-      MultiplyTiles<Layout>::kTile[k1 - k0 - 1][vectors - 1](p ? again : job, weight + k0, v + first * kLanes,
-                                                             out + k0 * job.out_stride + first * kLanes);
+      visit(TileCall{k1 - k0, k0, int64_t{first} * kLanes, vectors, false, p == 0});
     }
   }
-#if defined(__AVX512F__)
   if (split.half_tile) {
     const int limit = kMultiplyTiles.max_pairs[split.half_tile_vectors];
-    const int most = Layout == WeightLayout::kRows && limit > 4 ? 4 : limit;
-    const int pairs = ceil_div(n_out, 2), groups = ceil_div(pairs, most);
+    const int pairs = ceil_div(n_out, 2), groups = ceil_div(pairs, rows && limit > 4 ? 4 : limit);
     for (int g = 0; g < groups; ++g) {
-      const int first = balanced_begin(pairs, groups, g), last = balanced_begin(pairs, groups, g + 1);
-      const int k0 = 2 * first, channels = n_out - k0 < 2 * (last - first) ? n_out - k0 : 2 * (last - first);
-      const float* rows[kMaxTileChannels];
-      for (int k = 0; k < 2 * (last - first); ++k) rows[k] = weight[k0 + (k < channels ? k : channels - 1)];
-      MultiplyHalfTiles<Layout>::kTile[split.half_tile_vectors][last - first - 1](
-          split.parts ? again : job, rows, v + split.full_vectors * kLanes,
-          out + k0 * job.out_stride + split.full_vectors * kLanes, channels);
+      const int k0 = 2 * balanced_begin(pairs, groups, g), k1 = 2 * balanced_begin(pairs, groups, g + 1);
+      visit(TileCall{(k1 < n_out ? k1 : n_out) - k0, k0, int64_t{split.full_vectors} * kLanes, split.half_tile_vectors,
+                     true, split.parts == 0});
     }
   }
+}
+
+template <WeightLayout Layout>
+DYNPRUNE_INLINE void run_tile(const TileCall& tile, const Multiply& job, const float* const* weight, const float* v,
+                              float* out) {
+  const float* const* const rows = weight + tile.first_channel;
+  float* const to = out + tile.first_channel * job.out_stride + tile.first_lane;
+  if (!tile.half) {
+    MultiplyTiles<Layout>::kTile[tile.channels - 1][tile.vectors - 1](job, rows, v + tile.first_lane, to);
+    return;
+  }
+#if defined(__AVX512F__)
+  MultiplyHalfTiles<Layout>::kTile[tile.vectors][(tile.channels - 1) / 2](job, rows, v + tile.first_lane, to,
+                                                                          tile.channels);
 #endif
+}
+
+// The products of all `elements` of a tile: `n_out` outputs, whose weights of element t start at
+// weight[k] + t * matrix, by all vectors of tiles. weight[n_out] must be writable.
+template <WeightLayout Layout>
+void multiply_elements(const Multiply& job, const DirectSplit& split, int32_t elements, int n_out, const float** weight,
+                       int64_t matrix, const float* v, int64_t v_matrix, float* out, int64_t out_matrix) {
+  constexpr int kCalls = 64;  // larger maps are worked through that many at a time
+  TileCall calls[kCalls];
+  int n = 0;
+  Multiply again = job;  // (A copy for each call cost 3 % of a CIFAR network in failed store forwarding.)
+  again.next_element = 0;
+  weight[n_out] = weight[n_out - 1];  // an odd last output is computed twice
+  const auto flush = [&] {
+    for (int32_t t = 0; t < elements; ++t) {
+      for (int i = 0; i < n; ++i) {
+        run_tile<Layout>(calls[i], calls[i].first ? job : again, weight, v + t * v_matrix, out + t * out_matrix);
+      }
+      for (int k = 0; k <= n_out; ++k) weight[k] += matrix;
+    }
+    for (int k = 0; k <= n_out; ++k) weight[k] -= elements * matrix;
+    n = 0;
+  };
+  for_each_tile(split, n_out, Layout == WeightLayout::kRows, [&](const TileCall& call) {
+    calls[n++] = call;
+    if (n == kCalls) flush();
+  });
+  if (n > 0) flush();
 }
 
 }  // namespace

@@ -32,17 +32,17 @@ struct OutputPlane {
 };
 
 // Finishes `v` and stores it at `position`; `bits` are the lanes that are pixels.
-template <bool Plain>
-DYNPRUNE_INLINE void finish_row(const OutputPlane& plane, int64_t position, uint32_t bits, Vec v) {
+template <EpilogueKind Kind>
+DYNPRUNE_INLINE void finish_row(const OutputPlane& plane, const ChannelFinish<Kind>& finish, int64_t position,
+                                uint32_t bits, Vec v) {
   constexpr uint32_t kAll = (1u << kLanes) - 1;
   bits &= kAll;
-  if constexpr (Plain) {
-    v = PlainFinish(merged_clamp(*plane.epilogue))(v, broadcast(plane.channel.bias));
-  } else {
-    const float* residual = plane.channel.residual;
-    const Vec r = residual ? load_lanes(residual + position, lane_mask(bits)) : zero();
-    v = FullFinish(*plane.epilogue)(v, plane.channel, r);
+  Vec residual = zero();
+  if constexpr (ChannelFinish<Kind>::kMayAdd) {
+    const float* from = plane.channel.residual;
+    if (Kind == EpilogueKind::kAdded || from) residual = load_lanes(from + position, lane_mask(bits));
   }
+  v = finish(v, residual);
   float* to = plane.y + position;
   if (bits == kAll) {
     store(to, v);
@@ -54,7 +54,7 @@ DYNPRUNE_INLINE void finish_row(const OutputPlane& plane, int64_t position, uint
 }
 
 // One vector of tiles, from tile (tile_row, tile_column) on, of m[t * stride].
-template <int M, int Segment, bool Plain>
+template <int M, int Segment, EpilogueKind Kind>
 void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_column, const float* m, int64_t stride) {
   constexpr int kSize = M + 2;
   constexpr int kFloats = M * Segment;
@@ -65,6 +65,7 @@ void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_colum
     transform_output<M>(in, half + j, kSize);
   }
   const PlaneShape& map = *plane.map;
+  const ChannelFinish<Kind> finish{*plane.epilogue, plane.channel};
   const int32_t column = tile_column * M;
   const uint64_t bits = column_bits(column, map.width);
   DYNPRUNE_UNROLL for (int i = 0; i < M; ++i) {
@@ -77,15 +78,15 @@ void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_colum
         const int32_t y = (tile_row + j / kVectors) * M + i, x = j % kVectors * kLanes;
         const uint32_t pixels = static_cast<uint32_t>(bits >> x);
         if (y < map.height && (j % kVectors == 0 || pixels)) {
-          finish_row<Plain>(plane, static_cast<int64_t>(y) * map.pitch + column + x, pixels, row[j]);
+          finish_row<Kind>(plane, finish, static_cast<int64_t>(y) * map.pitch + column + x, pixels, row[j]);
         }
       } else {
         DYNPRUNE_UNROLL for (int h = 0; h < kLanes / kFloats; ++h) {
           const int32_t y = (tile_row + j * (kLanes / kFloats) + h) * M + i;
           if (y < map.height) {
             const uint32_t pixels = static_cast<uint32_t>(bits) & ((1u << kFloats) - 1);
-            finish_row<Plain>(plane, static_cast<int64_t>(y) * map.pitch + column, pixels,
-                              h ? upper_half(row[j]) : row[j]);
+            finish_row<Kind>(plane, finish, static_cast<int64_t>(y) * map.pitch + column, pixels,
+                             h ? upper_half(row[j]) : row[j]);
           }
         }
       }
@@ -95,18 +96,20 @@ void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_colum
 
 using OutputTilesFn = void (*)(const OutputPlane&, int32_t, int32_t, const float*, int64_t);
 
-#define OUTPUT_KINDS(M, SEGMENT) {&output_tiles<M, SEGMENT, false>, &output_tiles<M, SEGMENT, true>}
+#define OUTPUT_KINDS(M, SEGMENT)                                                                     \
+  {&output_tiles<M, SEGMENT, EpilogueKind::kPlain>, &output_tiles<M, SEGMENT, EpilogueKind::kGated>, \
+   &output_tiles<M, SEGMENT, EpilogueKind::kAdded>, &output_tiles<M, SEGMENT, EpilogueKind::kFull>}
 #if defined(__AVX512F__)
 #define OUTPUT_SEGMENTS(M) {OUTPUT_KINDS(M, 16), OUTPUT_KINDS(M, 8), OUTPUT_KINDS(M, 4)}
 #else
 #define OUTPUT_SEGMENTS(M) {OUTPUT_KINDS(M, 8), OUTPUT_KINDS(M, 4)}
 #endif
-constexpr OutputTilesFn kOutputTiles[2][kSegmentKinds][2] = {OUTPUT_SEGMENTS(2), OUTPUT_SEGMENTS(4)};
+constexpr OutputTilesFn kOutputTiles[2][kSegmentKinds][kEpilogueKinds] = {OUTPUT_SEGMENTS(2), OUTPUT_SEGMENTS(4)};
 
 // All tiles of one plane from m[t * stride + lane].
 inline void output_plane(const TileGrid& grid, int32_t m, const OutputPlane& plane, const float* tiles,
                          int64_t stride) {
-  const OutputTilesFn transform = kOutputTiles[m == 4][grid.kind()][is_plain(*plane.epilogue)];
+  const OutputTilesFn transform = kOutputTiles[m == 4][grid.kind()][static_cast<int>(epilogue_kind(*plane.epilogue))];
   for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
     for (int32_t s = 0; s < grid.segments; ++s) {
       transform(plane, row, s * grid.segment, tiles + grid.lane(row, s), stride);

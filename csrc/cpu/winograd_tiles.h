@@ -32,8 +32,6 @@ struct TileGrid {
     return segment == lanes ? static_cast<int64_t>(row) * columns + segment_index * lanes
                             : static_cast<int64_t>(row) * segment;
   }
-  // True if the tile after the last lane of a segment matters: its first two columns end the last tile.
-  bool needs_edge() const { return segments > 1 || columns == segment; }
   // True if the tiles in the last vector fit its lower half.
   bool half() const {
     const int32_t used = segment == lanes ? rows * columns : rows * segment;

@@ -64,7 +64,11 @@ void weight_tiles(const LiveLanes* live, int32_t vectors, const int32_t* column,
   for (int32_t i = 0; i < n; ++i) {
     float* to = u + i * step;
     const int64_t at = column[i] * kRawBlock;
+    const int64_t ahead = column[i + 2 < n ? i + 2 : n - 1] * kRawBlock;
     for (const LiveLanes* lanes = live; lanes < live + vectors; to += lanes++->count) {
+      for (int t = 0; t < 9; ++t) __builtin_prefetch(lanes->raw + ahead + t * kChannelBlock);
+      if (lanes->second)
+        for (int t = 0; t < 9; ++t) __builtin_prefetch(lanes->second + ahead + t * kChannelBlock);
       Vec w[9];
       const float* a = lanes->raw + at;
       if (lanes->second) {

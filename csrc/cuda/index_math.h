@@ -11,7 +11,8 @@
 
 namespace dynprune::cuda {
 
-// Channels in the 16 bytes that one asynchronous copy moves. Every pixel's row of channels starts on such a boundary.
+// Channels in a group: rows of channels and of weights are padded to groups, and outputs are picked by group. A group of
+// 16-bit elements is the 16 bytes that one asynchronous copy moves; one of fp32 is two copies.
 constexpr int kChunk = 8;
 // Position of a channel that a map does not store.
 constexpr unsigned kAbsent = 0xFFFF;
@@ -43,7 +44,8 @@ DYNPRUNE_HD constexpr int input_pixel(const ConvShape& s, int out_pixel, int tap
   return iy * s.in_w + ix;
 }
 
-// The K dimension of the implicit GEMM is a list of chunks, taps outermost; a walker steps through it without division.
+// The K dimension of the implicit GEMM is a list of chunks of 16 bytes, taps outermost; a walker steps through it without
+// division.
 struct KWalker {
   int index;  // position in the list
   int chunk;  // chunk of the image's stored channels
@@ -73,8 +75,8 @@ DYNPRUNE_HD constexpr KWalker advance(KWalker w, int steps, int chunks, int kern
 }
 
 // Bytes of a 16-byte chunk that hold stored channels. The rest of a compact row is never trusted.
-DYNPRUNE_HD constexpr int chunk_bytes(int chunk, int count) {
-  const int left = 2 * (count - chunk * kChunk);
+DYNPRUNE_HD constexpr int chunk_bytes(int chunk, int count, int element_bytes = 2) {
+  const int left = element_bytes * count - chunk * 16;
   return left < 0 ? 0 : left < 16 ? left : 16;
 }
 
@@ -86,9 +88,17 @@ DYNPRUNE_HD constexpr size_t weight_by_output(const ConvShape& s, int output, in
   return (static_cast<size_t>(output) * s.taps() + tap) * round_up(s.channels, kChunk) + channel;
 }
 
+// The K dimension is cut into segments of whole steps, summed one by one and added up in order, so that they may be
+// computed by one block or by several with the same bits: the first step of a segment.
+DYNPRUNE_HD constexpr int segment_begin(int segment, int segments, int steps) {
+  return static_cast<int>(static_cast<int64_t>(segment) * steps / segments);
+}
+
 // Places of 16-byte units in shared memory such that neither the copies nor ldmatrix meet a bank conflict.
 DYNPRUNE_HD constexpr int swizzle4(int row, int unit) { return row * 4 + (unit ^ ((row >> 1) & 3)); }  // 64-byte rows
 DYNPRUNE_HD constexpr int swizzle8(int row, int unit) { return row * 8 + (unit ^ (row & 7)); }         // 128-byte rows
+// 256-byte rows of fp32, read as single words: 8 neighbouring words of 4 neighbouring rows.
+DYNPRUNE_HD constexpr int swizzle16(int row, int unit) { return row * 16 + (unit ^ ((row & 3) << 1)); }
 
 // A channel set says, per image, which channels exist. One record per image:
 //   int32 count, int32 chunk_count, 8 bytes unused,

@@ -1,8 +1,8 @@
 // The CUDA kernels' only interface: parameter structs and launch functions. No CUDA types, so that the binding
 // and the tests need no CUDA headers. All pointers are device memory; `stream` is a cudaStream_t.
 //
-// Maps are channels-last: [batch][h][w][pitch] elements of 16 bits (fp16 or bf16), pitch = C up to a multiple
-// of 8. With `stored` null the row of a pixel holds all C channels; otherwise it holds those of the image's channel
+// Maps are channels-last: [batch][h][w][pitch] elements (fp16, bf16, or fp32 for tf32 products), pitch = C up to a
+// multiple of 8. With `stored` null the row of a pixel holds all C channels; otherwise it holds those of the image's channel
 // set (index_math.h), packed at the row's start, and the rest of the row is undefined. Vectors are fp32 [N, C].
 //
 // No kernel uses atomics on floats, none synchronises with the host, and the order of additions for one result
@@ -15,7 +15,7 @@
 
 namespace dynprune::cuda {
 
-enum class Element : int { kHalf = 0, kBFloat = 1 };
+enum class Element : int { kHalf = 0, kBFloat = 1, kFloat = 2 };  // fp32 is multiplied as tf32
 
 struct MapRef {
   void* data = nullptr;
@@ -38,6 +38,7 @@ enum class WeightLayout : int {
   kByInput = 0,   // rows of outputs, picked by the input's stored channels; outputs in aligned groups of 8
   kByOutput = 1,  // rows of inputs, picked by the computed outputs; the input stores all channels
   kTwoSided = 2,  // by input, with single elements picked by the computed outputs
+  kDense = 3,     // by input, all inputs and all outputs: tiles of pixels run on from image to image
 };
 
 // v = sum + bias; clamp(inner); * gate; + shift; + residual; clamp(outer)
@@ -58,6 +59,10 @@ struct ConvParams {
   ConvShape shape;
   WeightLayout layout;
   int batch, groups;
+  // The sum over K is cut into `segments` that are added up in order: the bits of a result depend on their number alone.
+  // With `partials`, gemm_partials() floats, every segment is a block's work of its own and conv_gemm_finish must follow.
+  int segments;
+  float* partials;
 };
 
 // Stored channels that a convolution does not compute: y = clamp(shift + residual, outer).
@@ -125,6 +130,9 @@ constexpr int kMaxSortLength = 8192;
 // Launches return an empty string, or why the kernel cannot run.
 std::string live_lists(const LiveListParams& p, void* stream);
 std::string conv_gemm(const ConvParams& p, Element element, int blocks, void* stream);
+std::string conv_gemm_finish(const ConvParams& p, Element element, int blocks, void* stream);
+// Floats of `partials` for one convolution.
+int64_t gemm_partials(const ConvShape& shape, int batch, int segments);
 std::string conv_direct(const ConvParams& p, Element element, void* stream);
 std::string pass_through(const PassThroughParams& p, Element element, void* stream);
 std::string pool2d(const PoolParams& p, Element element, void* stream);

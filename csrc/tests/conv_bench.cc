@@ -6,8 +6,8 @@
 // Per layer and algorithm it prints microseconds of thread time (median of interleaved rounds), useful GFLOP/s
 // dense, their share of the multiply-add peak measured in the same run, and the time when only a share of the
 // inputs and outputs is live (random channels). "eff" is dense time times the share of the work, over the time. The
-// line "choice" says for each live share which of the algorithms the cost model picks between direct and each form
-// of Winograd, and how much slower than the better one the pick is. --minimum takes the best round, for a busy machine.
+// line "direct or" says for each live share which of the two the cost model picks, and how much slower than the better
+// one the pick is. --minimum takes the best round, for a busy machine.
 #include <time.h>
 
 #include <algorithm>
@@ -54,7 +54,7 @@ struct Isa {
   const char* name;
   int32_t lanes;
   bool supported;
-  void (*fill[3])(KernelTable&);
+  void (*fill[4])(KernelTable&);
   double (*peak)();
 };
 
@@ -95,8 +95,21 @@ const Layer kLayers[] = {
     {"1x1 256>1024 14", 256, 1024, 14, 1, 1, false},
     {"1x1 2048>512 7", 2048, 512, 7, 1, 1, false},
     {"1x1 512>2048 7", 512, 2048, 7, 1, 1, false},
+    {"1x1s2 256>512 56", 256, 512, 56, 1, 2, false},
+    {"1x1 64>384 14", 64, 384, 14, 1, 1, false},
+    {"1x1 384>64 14", 384, 64, 14, 1, 1, false},
+    {"1x1 160>960 7", 160, 960, 7, 1, 1, false},
+    {"1x1 960>160 7", 960, 160, 7, 1, 1, false},
+    {"1x1 32>192 28", 32, 192, 28, 1, 1, false},
+    {"1x1 144>24 56", 144, 24, 56, 1, 1, false},
+    {"1x1 24>144 56", 24, 144, 56, 1, 1, false},
+    {"1x1 16>96 112", 16, 96, 112, 1, 1, false},
+    {"3x3 512 2", 512, 512, 2, 3, 1, false},
     {"dw3x3 32 112", 32, 32, 112, 3, 1, true},
     {"dw3x3s2 64 112", 64, 64, 112, 3, 2, true},
+    {"dw3x3s2 144 56", 144, 144, 56, 3, 2, true},
+    {"dw3x3s2 192 28", 192, 192, 28, 3, 2, true},
+    {"dw3x3s2 576 14", 576, 576, 14, 3, 2, true},
     {"dw3x3 128 56", 128, 128, 56, 3, 1, true},
     {"dw3x3 256 28", 256, 256, 28, 3, 1, true},
     {"dw3x3 512 14", 512, 512, 14, 3, 1, true},
@@ -169,6 +182,8 @@ class Bench {
              out_size_ + (layer.kernel > 1 ? (layer.kernel / 2 + layer.stride - 1) / layer.stride : 1)),
         phase_stride_((out_.shape().blocks * kBlock + 16 * out_.shape().pitch) / 16 * 16 + 16),
         in_(layer.in_channels, phase_stride_ * layer.stride * layer.stride, 8 * out_.shape().pitch + 16),
+        whole_pitch_(layer.size + std::max(1, layer.kernel / 2)),
+        whole_(layer.in_channels, int64_t{layer.size} * whole_pitch_, 4 * whole_pitch_ + 16),
         output_(layer.out_channels, out_.shape().blocks * kBlock + 6 * out_.shape().pitch, 4 * out_.shape().pitch + 16),
         weights_(random_.vector(static_cast<size_t>(layer.out_channels) * (layer.depthwise ? 1 : layer.in_channels) *
                                 layer.kernel * layer.kernel)),
@@ -190,8 +205,22 @@ class Bench {
         tap_offset_.push_back(static_cast<int32_t>(phase * phase_stride_) + row * out_.shape().pitch + column);
       }
     }
+    for (int32_t c = 0; c < layer.in_channels; ++c) {
+      for (int32_t y = 0; y < layer.size; ++y) {
+        for (int32_t x = 0; x < layer.size; ++x) {
+          whole_.plane(c)[y * whole_pitch_ + x] = std::max(0.0f, random_.uniform());
+        }
+      }
+    }
+    for (int32_t r = 0; r < layer.kernel; ++r) {
+      for (int32_t s = 0; s < layer.kernel; ++s) {
+        whole_offset_.push_back((r - layer.kernel / 2) * whole_pitch_ + s - layer.kernel / 2);
+      }
+    }
     direct_ = {layer.depthwise ? 1 : layer.in_channels, layer.out_channels, layer.kernel * layer.kernel,
                tap_offset_.data(), out_.shape()};
+    strided_ = {direct_.in_channels, layer.out_channels, direct_.taps, whole_offset_.data(),
+                whole_pitch_,        layer.stride,       layer.stride, out_.shape()};
     direct_weights_ = copies(weights_.data(), weights_.size());
   }
 
@@ -207,6 +236,7 @@ class Bench {
     l.in = random_.subset(layer_.in_channels, live(layer_.in_channels, activity.in_percent));
     l.out = random_.subset(layer_.out_channels, live(layer_.out_channels, activity.out_percent));
     for (int32_t c : layer_.depthwise ? l.out : l.in) l.inputs.push_back(in_.plane(c));
+    for (int32_t c : layer_.depthwise ? l.out : l.in) l.whole_inputs.push_back(whole_.plane(c));
     for (int32_t k : l.out) l.outputs.push_back(output_.plane(k));
     constexpr float inf = std::numeric_limits<float>::infinity();
     l.call = {l.inputs.data(),
@@ -221,12 +251,20 @@ class Bench {
       if (table_.conv_depthwise) {
         jobs.push_back(
             {"depthwise", 0, [this, &l] { table_.conv_depthwise(direct_, direct_weights_.next(), l.call); }});
+        if (layer_.stride == 2) {
+          l.whole_call = l.call;
+          l.whole_call.input = l.whole_inputs.data();
+          jobs.push_back({"unsplit", 0, [this, &l] {
+                            table_.conv_depthwise_strided(strided_, direct_weights_.next(), l.whole_call);
+                          }});
+        }
       }
       return jobs;
     }
     jobs.push_back({"direct", direct_cycles(table_, direct_, l.call.n_in, l.call.n_out), [this, &l] {
                       table_.conv_direct(direct_, direct_weights_.next(), l.call, 0, direct_.out.blocks);
                     }});
+    if (table_.has_channel_lanes) add_channel_lanes(jobs, l);
     if (table_.has_winograd && layer_.kernel == 3 && layer_.stride == 1) {
       for (int32_t m : {4, 2}) {
         for (const auto form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
@@ -240,9 +278,9 @@ class Bench {
  private:
   struct Lists {
     std::vector<int32_t> in, out;
-    std::vector<const float*> inputs;
+    std::vector<const float*> inputs, whole_inputs;
     std::vector<float*> outputs;
-    ConvCall call;
+    ConvCall call, whole_call;
   };
   // Identical weights to use in turn.
   struct Copies {
@@ -270,6 +308,26 @@ class Bench {
   static std::shared_ptr<float> floats(size_t n) {
     return {static_cast<float*>(std::aligned_alloc(64, (n * sizeof(float) / 64 + 1) * 64)), std::free};
   }
+  void add_channel_lanes(std::vector<Timed>& jobs, Lists& l) {
+    const ChannelLanesSizes sizes = table_.channel_lanes_sizes(strided_);
+    if (!lanes_weights_.memory) {
+      const std::shared_ptr<float> packed = floats(sizes.weights);
+      table_.channel_lanes_pack(strided_, weights_.data(), packed.get());
+      lanes_weights_ = copies(packed.get(), sizes.weights);
+    }
+    use_scratch(sizes.thread_scratch);
+    l.whole_call = l.call;
+    l.whole_call.input = l.whole_inputs.data();
+    jobs.push_back({"channel lanes", channel_lanes_cycles(table_, strided_, l.call.n_in, l.call.n_out), [this, &l] {
+                      table_.conv_channel_lanes(strided_, lanes_weights_.next(), l.whole_call, 0, strided_.out.height,
+                                                scratch_.get());
+                    }});
+  }
+  void use_scratch(size_t size) {
+    if (size <= scratch_size_) return;
+    scratch_size_ = size;
+    scratch_ = floats(size + 16);
+  }
   void add_winograd(std::vector<Timed>& jobs, Lists& l, int32_t m, WinogradWeights form) {
     const bool transformed = form == WinogradWeights::kTransformed;
     const std::string name = "F" + std::to_string(m) + (transformed ? " stored" : " on the fly");
@@ -278,10 +336,7 @@ class Bench {
       w.shape = {layer_.in_channels, layer_.out_channels, m, out_.shape()};
       const WinogradSizes sizes = table_.winograd_sizes(w.shape, form);
       const std::shared_ptr<float> packed = floats(sizes.weights);
-      if (sizes.input_scratch + sizes.thread_scratch > scratch_size_) {
-        scratch_size_ = sizes.input_scratch + sizes.thread_scratch;
-        scratch_ = floats(scratch_size_ + 16);
-      }
+      use_scratch(sizes.input_scratch + sizes.thread_scratch);
       w.v_size = (sizes.input_scratch + 15) / 16 * 16;
       table_.winograd_pack(w.shape, form, weights_.data(), packed.get());
       w.packed = copies(packed.get(), sizes.weights);
@@ -300,10 +355,14 @@ class Bench {
   int32_t out_size_;
   Geometry out_;
   int64_t phase_stride_;
-  Arena in_, output_;
+  Arena in_;
+  int32_t whole_pitch_;
+  Arena whole_, output_;  // whole_: the input without phases
   std::vector<float> weights_, bias_;
-  std::vector<int32_t> tap_offset_;
+  std::vector<int32_t> tap_offset_, whole_offset_;
   DirectShape direct_;
+  StridedShape strided_{};
+  Copies lanes_weights_;
   Copies direct_weights_;
   Winograd winograd_[2][2];
   // Shared by all: an executor has one, and it stays in the caches.
@@ -355,7 +414,7 @@ void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_on
         Timed& other = all[a * algorithms + i];
         const double t0 = direct.seconds(minimum), t1 = other.seconds(minimum);
         const bool pick_other = other.estimate < direct.estimate;
-        std::printf("  %s %+3.0f%% (%.2f %.2f)", pick_other ? "winograd" : "direct  ",
+        std::printf("  %s %+3.0f%% (%.2f %.2f)", pick_other ? "other " : "direct",
                     100 * ((pick_other ? t1 : t0) / std::min(t0, t1) - 1), direct.estimate / t0 * 1e-9,
                     other.estimate / t1 * 1e-9);
       }
@@ -402,13 +461,18 @@ int main(int argc, char** argv) {
       {"avx512",
        16,
        avx512,
-       {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512},
+       {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512, fill_conv_channel_lanes_avx512},
        peak_avx512},
-      {"avx2", 8, avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}, peak_avx2},
+      {"avx2",
+       8,
+       avx2,
+       {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2, fill_conv_channel_lanes_avx2},
+       peak_avx2},
       {"generic",
        4,
        true,
-       {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic},
+       {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic,
+        fill_conv_channel_lanes_generic},
        peak_generic},
   };
   for (const Isa& isa : isas) {

@@ -20,7 +20,7 @@ struct Isa {
   const char* name;
   int32_t lanes;
   bool supported;
-  void (*fill[3])(KernelTable&);
+  void (*fill[5])(KernelTable&);
 };
 
 // A convolution as the model states it.
@@ -86,7 +86,7 @@ struct PlanarInput {
     return ceil_div(conv.top, conv.stride) * pitch + ceil_div(conv.left, conv.stride);
   }
   int64_t guard_after(const Conv& conv) const {
-    return static_cast<int64_t>(conv.kernel_h) * conv.dilation * pitch + conv.kernel_w * conv.dilation;
+    return static_cast<int64_t>(conv.kernel_h) * conv.dilation * pitch + conv.kernel_w * conv.dilation + 2 * kBlock;
   }
   float* plane(int32_t c) { return storage[static_cast<size_t>(c)].data() + before; }
   float value(const Conv& conv, int32_t c, int32_t y, int32_t x) const {
@@ -321,10 +321,187 @@ void test_direct_grid(const KernelTable& table) {
   test_direct(table, {4, 5, 13, 16, 3, 3, 3, 1, 1, 1, 1, 1}, 4, 5, kUsual);  // stride 3
 }
 
+// The map of a strided convolution unsplit, as the channel-lane kernel reads it.
+PlanarInput unsplit_input(const Conv& conv, uint64_t seed) {
+  Random random(seed);
+  Conv plain = conv;
+  plain.stride = 1;
+  PlanarInput in(plain, random);
+  in.out = Geometry(conv.out_height(), conv.out_width(), conv.out_width() + 2);
+  return in;
+}
+
+void run_channel_lanes(const KernelTable& table, const StridedShape& shape, const std::vector<float>& weights,
+                       const Run& run, const Epilogue& epilogue, bool in_pieces) {
+  const ChannelLanesSizes sizes = table.channel_lanes_sizes(shape);
+  std::vector<float> packed(sizes.weights), scratch(sizes.thread_scratch, std::numeric_limits<float>::quiet_NaN());
+  table.channel_lanes_pack(shape, weights.data(), packed.data());
+  const size_t out_cut = in_pieces ? run.out_list.size() / 2 : 0;
+  const int32_t row_cut = in_pieces ? shape.out.height / 3 : 0;
+  for (const auto& [first, last] : {std::pair<size_t, size_t>{0, out_cut}, {out_cut, run.out_list.size()}}) {
+    const ConvCall call = run.call(epilogue, first, last);
+    table.conv_channel_lanes(shape, packed.data(), call, 0, row_cut, scratch.data());
+    table.conv_channel_lanes(shape, packed.data(), call, row_cut, shape.out.height, scratch.data());
+  }
+}
+
+void test_channel_lanes(const KernelTable& table, const Conv& conv, int32_t n_in, int32_t n_out, int terms) {
+  const auto seed = static_cast<uint64_t>(conv.height * 131 + conv.kernel_h * 17 + n_in * 5 + n_out);
+  PlanarInput in = unsplit_input(conv, seed);
+  Random random(seed + 1);
+  const std::vector<float> weights =
+      random.vector(static_cast<size_t>(conv.out_channels) * conv.in_channels * conv.taps());
+  EpilogueData data(conv, in.out, random);
+  const std::vector<int32_t> live_in = random.subset(conv.in_channels, n_in);
+  const std::vector<int32_t> live_out = random.subset(conv.out_channels, n_out);
+  const Epilogue epilogue = data.select(terms, live_out);
+  const StridedShape shape{conv.in_channels, conv.out_channels, conv.taps(), in.tap_offset.data(),
+                           in.pitch,         conv.stride,       conv.stride, in.out.shape()};
+  const std::string name = std::string(table.isa) + " channel lanes " + conv.name() + " live " + std::to_string(n_in) +
+                           ">" + std::to_string(n_out) + " terms " + std::to_string(terms);
+  for (int32_t c = 0; c < conv.in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.poison(c);
+  }
+  Run run(conv, in, live_in, live_out);
+  run_channel_lanes(table, shape, weights, run, epilogue, false);
+  check_run(name, conv, in, weights, run, epilogue, data.residual, kDirectTolerance);
+
+  const auto check_bits = [&](const PlanarMap& other, const char* what) {
+    bool same_bits = true;
+    for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, other, k);
+    check(same_bits, name + ": " + what);
+  };
+  Run pieces(conv, in, live_in, live_out);
+  run_channel_lanes(table, shape, weights, pieces, epilogue, true);
+  check_bits(pieces.output, "pieces give the same bits");
+
+  // The direct kernel adds in the same order.
+  if (conv.stride == 1 && !(terms & kResidual)) {
+    Random again(seed);
+    PlanarInput split(conv, again);
+    const DirectShape direct{conv.in_channels, conv.out_channels, conv.taps(), split.tap_offset.data(),
+                             split.out.shape()};
+    Run other(conv, split, live_in, live_out);
+    table.conv_direct(direct, weights.data(), other.call(epilogue), 0, direct.out.blocks);
+    check_bits(other.output, "the bits of the direct kernel");
+  }
+  for (int32_t c = 0; c < conv.in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.clear(c);
+  }
+  const std::vector<int32_t> every_out = all_of(conv.out_channels);
+  Run dense(conv, in, all_of(conv.in_channels), every_out);
+  run_channel_lanes(table, shape, weights, dense, data.select(terms, every_out), false);
+  check_bits(dense.output, "skipping gives the bits of the dense run");
+  if (terms & kResidual) {
+    Run in_place(conv, in, live_in, live_out);
+    for (int32_t k : live_out) {
+      std::copy(data.residual.plane(k), data.residual.plane(k) + in.out.shape().blocks * kBlock,
+                in_place.output.plane(k));
+    }
+    Epilogue aliased = data.select(terms, live_out);
+    aliased.residual = in_place.outputs.data();
+    run_channel_lanes(table, shape, weights, in_place, aliased, false);
+    check_bits(in_place.output, "residual in place");
+  }
+}
+
+void test_channel_lanes_grid(const KernelTable& table) {
+  if (!table.has_channel_lanes) return;
+  constexpr int kUsual = kBias | kOuter;
+  const int32_t sizes[][2] = {{1, 1}, {2, 3}, {3, 2}, {4, 4}, {7, 7}, {8, 8}, {14, 14}, {15, 13}, {28, 29}, {33, 31}};
+  for (const auto& size : sizes) {
+    for (const int32_t kernel : {1, 3, 7}) {
+      for (int32_t stride : {1, 2}) {
+        for (int terms : {kUsual, kAllTerms - 1}) {
+          test_channel_lanes(table, same(6, 19, size[0], size[1], kernel, kernel, stride), 4, 13, terms);
+        }
+      }
+    }
+  }
+  // Every register tile: pixels of a row, one or two rows, by blocks of channels.
+  for (int32_t width = 1; width <= 29; ++width) {
+    for (int32_t stride : {1, 2}) test_channel_lanes(table, same(3, 80, 3, width, 1, 1, stride), 2, 80, kUsual);
+  }
+  for (int32_t n_out : {0, 1, 2, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 79}) {
+    for (int32_t size : {2, 7, 14}) test_channel_lanes(table, same(9, 80, size, size, 3, 3), 5, n_out, kUsual);
+  }
+  test_channel_lanes(table, same(9, 80, 14, 14, 3, 3), 0, 40, kUsual);
+  test_channel_lanes(table, same(700, 33, 14, 14, 1, 1), 650, 20, kUsual);  // several panels
+  for (int terms = 0; terms < kAllTerms; ++terms) test_channel_lanes(table, same(3, 18, 7, 15, 1, 1), 2, 9, terms);
+  test_channel_lanes(table, {4, 5, 12, 17, 3, 3, 2, 2, 2, 2, 2, 2}, 4, 5, kUsual);  // dilation
+  test_channel_lanes(table, {4, 5, 12, 17, 3, 3, 2, 1, 0, 0, 1, 1}, 4, 5, kUsual);  // asymmetric
+}
+
+// Of the sum of magnitudes. The transforms of F(4x4) multiply by up to 8 and cancel; see Lavin and Gray, section 5.
+double winograd_tolerance(int32_t m) { return m == 4 ? 2e-5 : 2e-6; }
+
+// 7x7, stride 2, padding 3.
+void test_stem(const KernelTable& table, int32_t in_channels, int32_t out_channels, int32_t height, int32_t width,
+               int32_t n_in, int32_t n_out, int terms) {
+  const Conv conv = same(in_channels, out_channels, height, width, 7, 7, 2);
+  PlanarInput in = unsplit_input(conv, static_cast<uint64_t>(height * 131 + width * 17 + n_out));
+  Random random(static_cast<uint64_t>(width + n_in));
+  const std::vector<float> weights = random.vector(static_cast<size_t>(out_channels) * in_channels * conv.taps());
+  EpilogueData data(conv, in.out, random);
+  const std::vector<int32_t> live_in = random.subset(in_channels, n_in);
+  const std::vector<int32_t> live_out = random.subset(out_channels, n_out);
+  const Epilogue epilogue = data.select(terms, live_out);
+  PlaneShape map = in.out.shape();
+  map.height = conv.height;
+  map.width = conv.width;
+  map.pitch = in.pitch;
+  const StemShape shape{in_channels, out_channels, map, in.out.shape()};
+  const StemSizes sizes = table.stem_sizes(shape);
+  std::vector<float> packed(sizes.weights);
+  table.stem_pack(shape, weights.data(), packed.data());
+  const int32_t rows = (shape.out.height + 3) / 4;
+  const auto convolve = [&](const Run& run, const Epilogue& terms_of_run, int32_t row_cut) {
+    std::vector<float> scratch(sizes.thread_scratch, std::numeric_limits<float>::quiet_NaN());
+    table.conv_stem(shape, packed.data(), run.call(terms_of_run), row_cut, rows, scratch.data());
+    table.conv_stem(shape, packed.data(), run.call(terms_of_run), 0, row_cut, scratch.data());
+  };
+  const std::string name = std::string(table.isa) + " stem " + conv.name() + " live " + std::to_string(n_in) + ">" +
+                           std::to_string(n_out) + " terms " + std::to_string(terms);
+  for (int32_t c = 0; c < in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.poison(c);
+  }
+  Run run(conv, in, live_in, live_out);
+  convolve(run, epilogue, 0);
+  check_run(name, conv, in, weights, run, epilogue, data.residual, winograd_tolerance(4));
+
+  const auto check_bits = [&](const Run& other, const char* what) {
+    bool same_bits = true;
+    for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, other.output, k);
+    check(same_bits, name + ": " + what);
+  };
+  Run pieces(conv, in, live_in, live_out);
+  convolve(pieces, epilogue, rows / 3);
+  check_bits(pieces, "pieces give the same bits");
+  for (int32_t c = 0; c < in_channels; ++c) {
+    if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.clear(c);
+  }
+  const std::vector<int32_t> every_out = all_of(out_channels);
+  Run dense(conv, in, all_of(in_channels), every_out);
+  convolve(dense, data.select(terms, every_out), 0);
+  check_bits(dense, "skipping gives the bits of the dense run");
+}
+
+void test_stem_grid(const KernelTable& table) {
+  if (!table.has_stem) return;
+  constexpr int kUsual = kBias | kOuter;
+  const int32_t sizes[][2] = {{1, 1},    {2, 3},    {7, 7},   {8, 9},    {15, 31},
+                              {33, 127}, {12, 128}, {9, 129}, {20, 250}, {9, 515}};
+  for (const auto& size : sizes) test_stem(table, 3, 9, size[0], size[1], 3, 7, kUsual);
+  for (int32_t n_out : {0, 1, 4, 5, 9}) test_stem(table, 4, 9, 30, 37, 2, n_out, kUsual);
+  test_stem(table, 1, 4, 30, 37, 0, 4, kUsual);
+  for (int terms = 0; terms < kAllTerms; ++terms) test_stem(table, 2, 6, 18, 40, 2, 5, terms);
+}
+
 // Depthwise: output k reads input k / multiplier; `zero_inputs` planes are passed as null.
-void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, int32_t zero_inputs, int terms) {
+void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, int32_t zero_inputs, int terms,
+                    bool unsplit = false) {
   Random random(static_cast<uint64_t>(conv.height * 31 + conv.kernel_h * 7 + n_out));
-  PlanarInput in(conv, random);
+  PlanarInput in = unsplit ? unsplit_input(conv, random.bits()) : PlanarInput(conv, random);
   const int32_t multiplier = conv.out_channels / conv.in_channels;
   const std::vector<float> weights = random.vector(static_cast<size_t>(conv.out_channels) * conv.taps());
   EpilogueData data(conv, in.out, random);
@@ -332,8 +509,17 @@ void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, i
   const std::vector<int32_t> zero = random.subset(conv.in_channels, zero_inputs);
   const Epilogue epilogue = data.select(terms, live_out);
   const DirectShape shape{1, conv.out_channels, conv.taps(), in.tap_offset.data(), in.out.shape()};
-  const std::string name = std::string(table.isa) + " depthwise " + conv.name() + " live " + std::to_string(n_out) +
-                           " terms " + std::to_string(terms);
+  const StridedShape strided{1,        conv.out_channels, conv.taps(), in.tap_offset.data(),
+                             in.pitch, conv.stride,       conv.stride, in.out.shape()};
+  const auto convolve = [&](const ConvCall& call) {
+    if (unsplit) {
+      table.conv_depthwise_strided(strided, weights.data(), call);
+    } else {
+      table.conv_depthwise(shape, weights.data(), call);
+    }
+  };
+  const std::string name = std::string(table.isa) + (unsplit ? " depthwise unsplit " : " depthwise ") + conv.name() +
+                           " live " + std::to_string(n_out) + " terms " + std::to_string(terms);
   // The same sums as a convolution with one input and all-zero rows elsewhere.
   std::vector<float> expanded(static_cast<size_t>(conv.out_channels) * conv.in_channels * conv.taps(), 0.0f);
   for (int32_t k = 0; k < conv.out_channels; ++k) {
@@ -352,7 +538,7 @@ void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, i
   for (int32_t c = 0; c < conv.in_channels; ++c) {
     if (std::find(run.inputs.begin(), run.inputs.end(), in.plane(c)) == run.inputs.end()) in.poison(c);
   }
-  table.conv_depthwise(shape, weights.data(), run.call(epilogue));
+  convolve(run.call(epilogue));
   Run check_lists(conv, in, all_of(conv.in_channels), live_out);
   run.in_list = check_lists.in_list;
   check_run(name, conv, in, expanded, run, epilogue, data.residual, kDirectTolerance);
@@ -367,7 +553,7 @@ void test_depthwise(const KernelTable& table, const Conv& conv, int32_t n_out, i
     }
     Epilogue aliased = epilogue;
     aliased.residual = in_place.outputs.data();
-    table.conv_depthwise(shape, weights.data(), in_place.call(aliased));
+    convolve(in_place.call(aliased));
     bool same_bits = true;
     for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, in_place.output, k);
     check(same_bits, name + ": residual in place");
@@ -382,6 +568,7 @@ void test_depthwise_grid(const KernelTable& table) {
       for (int32_t stride : {1, 2}) {
         for (int terms : {kUsual, kAllTerms - 1}) {
           test_depthwise(table, same(5, 5, size[0], size[1], kernel, kernel, stride), 3, 1, terms);
+          if (stride == 2) test_depthwise(table, same(5, 5, size[0], size[1], kernel, kernel, 2), 3, 1, terms, true);
         }
       }
     }
@@ -391,11 +578,14 @@ void test_depthwise_grid(const KernelTable& table) {
   test_depthwise(table, same(4, 8, 14, 14, 3, 3), 5, 1, kUsual);                // multiplier 2
   test_depthwise(table, {3, 3, 12, 17, 3, 3, 1, 2, 2, 2, 2, 2}, 3, 0, kUsual);  // dilation
   test_depthwise(table, {3, 3, 20, 40, 3, 3, 1, 1, 0, 0, 0, 0}, 3, 0, kUsual);  // no padding
-  test_depthwise(table, {3, 3, 20, 40, 3, 3, 2, 1, 0, 0, 1, 1}, 3, 0, kUsual);  // asymmetric
+  for (const bool unsplit : {false, true}) {
+    test_depthwise(table, {3, 3, 20, 40, 3, 3, 2, 1, 0, 0, 1, 1}, 3, 0, kUsual, unsplit);  // asymmetric
+    test_depthwise(table, {3, 3, 12, 17, 3, 3, 2, 2, 2, 2, 2, 2}, 3, 0, kUsual, unsplit);  // dilation
+  }
+  for (int32_t width : {13, 15, 16, 17, 31, 32, 34}) {
+    test_depthwise(table, same(4, 8, 5, width, 3, 3, 2), 5, 1, kUsual, true);
+  }
 }
-
-// Of the sum of magnitudes. The transforms of F(4x4) multiply by up to 8 and cancel; see Lavin and Gray, section 5.
-double winograd_tolerance(int32_t m) { return m == 4 ? 2e-5 : 2e-6; }
 
 // Runs the input transform and the products in uneven slices, in the order in which threads might.
 void run_winograd(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
@@ -572,9 +762,21 @@ int main() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const Isa isas[] = {
-      {"generic", 4, true, {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic}},
-      {"avx2", 8, avx2, {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2}},
-      {"avx512", 16, avx512, {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512}},
+      {"generic",
+       4,
+       true,
+       {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic,
+        fill_conv_channel_lanes_generic, fill_conv_stem_generic}},
+      {"avx2",
+       8,
+       avx2,
+       {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2, fill_conv_channel_lanes_avx2,
+        fill_conv_stem_avx2}},
+      {"avx512",
+       16,
+       avx512,
+       {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512, fill_conv_channel_lanes_avx512,
+        fill_conv_stem_avx512}},
   };
   for (const Isa& isa : isas) {
     if (!isa.supported) {
@@ -588,6 +790,8 @@ int main() {
       if (fill) fill(table);
     }
     test_direct_grid(table);
+    test_channel_lanes_grid(table);
+    test_stem_grid(table);
     test_depthwise_grid(table);
     test_nan(table);
     test_winograd_grid(table);

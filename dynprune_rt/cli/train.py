@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the method, for example rule=threshold"
     )
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keep checkpoint.pt and log.jsonl here, and resume")
+    parser.add_argument(
+        "--teacher-cache", type=Path, metavar="DIR", help="keep the teacher's logits here, for runs of the same seed"
+    )
     parser.add_argument("--start", type=Path, metavar="FILE", help="weights of an earlier run of this method, to go on")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     group = parser.add_argument_group("optimisation")
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from dynprune_rt.methods import Settings, load_cifar10
-    from dynprune_rt.recipes.training_run import Recipe
+    from dynprune_rt.recipes.training_run import Place, Recipe
     from dynprune_rt.recipes.training_run import run as train
 
     data = load_cifar10(args.data)
@@ -82,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         start=str(args.start.resolve()) if args.start is not None else None,
     )
     with ProgressBar("training") as bar:
-        outcome = train(recipe, data, "", args.folder, lambda done, total, text: bar(done, total, text), args.device)
+        place = Place(data=data, weights="", run=args.folder, teacher=args.teacher_cache, device=args.device)
+        outcome = train(recipe, place, progress=lambda done, total, text: bar(done, total, text))
     outcome.program.save(args.out)
     row = outcome.row
     if args.json:

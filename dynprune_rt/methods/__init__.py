@@ -20,7 +20,8 @@ from dynprune_rt.methods.macs import Activity
 from dynprune_rt.methods.manidp import ManiDP
 from dynprune_rt.methods.measure import measure_activity
 from dynprune_rt.methods.registry import METHODS, create
-from dynprune_rt.methods.training import Settings, Training, accuracy, train
+from dynprune_rt.methods.settings import Settings
+from dynprune_rt.methods.training import Training, accuracy, train
 
 __all__ = [
     "CWP",

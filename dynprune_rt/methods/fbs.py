@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dynprune_rt.methods.attach import gates_of
 from dynprune_rt.methods.base import StepContext
-from dynprune_rt.methods.gates import FBSGate, Rule
 from dynprune_rt.methods.graph import Site
+from dynprune_rt.methods.saliency_gates import FBSGate, Rule
 from dynprune_rt.methods.saliency_method import SaliencyMethod
 
 
@@ -39,15 +39,20 @@ class FBS(SaliencyMethod):
         inner_only: bool = False,
         static_part: float = 0.5,
         image_part: float = 0.1,
+        centre: float = 0.0,
+        balance: float = 0.0,
+        shaping: float = 0.0,
     ) -> None:
-        super().__init__(target, end, rule, inner_only, static_part, image_part)
+        super().__init__(target, end, rule, inner_only, static_part, image_part, centre, balance, shaping)
         self.lasso = lasso
 
     def build(self, site: Site, inputs: int) -> FBSGate:
-        return FBSGate(inputs, site.channels, self.rule)
+        return FBSGate(inputs, site.channels, self.rule, self.centre)
 
     def penalty(self, context: StepContext) -> Tensor | None:
-        if self.lasso == 0:
-            return None
-        saliencies = self.saliencies(gates_of(context.model).values())
-        return self.lasso * torch.stack([s.sum(1).mean() for s in saliencies]).sum()
+        total = self.variety(context.model)
+        if self.lasso > 0:
+            saliencies = self.saliencies(gates_of(context.model).values())
+            lasso = self.lasso * torch.stack([s.sum(1).mean() for s in saliencies]).sum()
+            total = lasso if total is None else total + lasso
+        return total

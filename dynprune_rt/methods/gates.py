@@ -16,9 +16,6 @@ from torch.nn import functional as F
 from dynprune_rt.errors import TrainingError
 from dynprune_rt.methods.autograd import channel_scale, global_mean
 from dynprune_rt.methods.losses import channel_norms
-from dynprune_rt.methods.thresholds import quantile_threshold
-
-Rule = Literal["topk", "threshold"]
 
 
 class TrainableGate(nn.Module):
@@ -61,82 +58,6 @@ class TrainableGate(nn.Module):
         """Keep the scores for losses and thresholds; nothing outside training and measuring needs them."""
         if not torch.compiler.is_compiling():
             self.saliency = saliency
-
-
-class SaliencyGate(TrainableGate):
-    """A saliency >= 0 per channel from the pooled input; survivors are scaled by it, the others are 0.
-
-    rule "topk": per image, the ``count`` largest survive (ties too). rule "threshold": those that reach the stored
-    scalar ``threshold``, so that counts vary from image to image; in training it follows the batches' quantile of all
-    (image, channel) saliencies, unless ``frozen``; while ``calibrating`` it is that of the batch at hand.
-    """
-
-    #: Share of the old threshold kept per training step.
-    momentum: ClassVar[float] = 0.95
-    threshold: Tensor
-
-    def __init__(self, channels: int, rule: Rule, frozen: bool = False) -> None:
-        super().__init__(channels)
-        if rule not in ("topk", "threshold"):
-            raise TrainingError(f"rule={rule!r}: expected 'topk' or 'threshold'")
-        self.rule, self.frozen = rule, frozen
-        self.calibrating = False
-        self.register_buffer("threshold", torch.tensor(-10000.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        saliency = self._fp32_scores(x)
-        self._record(saliency)
-        if self.rule == "topk":
-            if self.count == self.channels:
-                return saliency
-            limit = saliency.topk(self.count, dim=1).values[:, -1:]
-        else:
-            if self.calibrating:
-                self.threshold.copy_(quantile_threshold(saliency.detach(), self.keep))
-            elif self.training and not self.frozen:
-                self._follow(saliency.detach())
-            limit = self.threshold
-        return saliency * (saliency >= limit).to(saliency.dtype)
-
-    def _follow(self, saliency: Tensor) -> None:
-        if self.keep >= 1.0:
-            return
-        wanted = quantile_threshold(saliency, self.keep)
-        started = float(self.threshold) > -10000.0
-        self.threshold.copy_(torch.lerp(wanted, self.threshold, self.momentum) if started else wanted)
-
-
-class FBSGate(SaliencyGate):
-    """Feature boosting and suppression (Gao et al., ICLR 2019): relu of one linear layer on the pooled input."""
-
-    def __init__(self, source_channels: int, channels: int, rule: Rule = "topk") -> None:
-        super().__init__(channels, rule)
-        self.fc = nn.Linear(source_channels, channels)
-        nn.init.kaiming_normal_(self.fc.weight)
-        nn.init.ones_(self.fc.bias)
-
-    def scores(self, pooled: Tensor) -> Tensor:
-        return F.relu(self.fc(pooled))
-
-
-class ManiDPGate(SaliencyGate):
-    """ManiDP (Tang et al., CVPR 2021): min(relu(W2 relu(W1 a) + b2), clamp_max), kept from a stored threshold on.
-
-    ``reduction``: hidden units are channels / 2 from 80 channels on, else as many as channels (published).
-    """
-
-    def __init__(self, source_channels: int, channels: int, rule: Rule = "threshold", clamp_max: float = 4.0) -> None:
-        super().__init__(channels, rule, frozen=True)
-        hidden = channels // 2 if channels >= 80 else channels
-        self.clamp_max = clamp_max
-        self.fc1 = nn.Linear(source_channels, hidden, bias=False)
-        self.fc2 = nn.Linear(hidden, channels)
-        nn.init.kaiming_normal_(self.fc1.weight)
-        nn.init.kaiming_normal_(self.fc2.weight)
-        nn.init.ones_(self.fc2.bias)
-
-    def scores(self, pooled: Tensor) -> Tensor:
-        return F.relu(self.fc2(F.relu(self.fc1(pooled)))).clamp(max=self.clamp_max)
 
 
 class SoftMaskGate(TrainableGate):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dynprune_rt.methods.gates import FBSGate, ManiDPGate
+from dynprune_rt.methods.saliency_gates import FBSGate, ManiDPGate
 
 
 def ridge(inputs: Tensor, targets: Tensor, strength: float = 1e-2) -> tuple[Tensor, Tensor]:

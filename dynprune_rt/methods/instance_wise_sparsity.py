@@ -29,6 +29,9 @@ from dynprune_rt.methods.thresholds import select_uneven
 
 _STEPS = 10
 
+#: Of the dense MACs.
+_CLOSE = 0.003
+
 
 class InstanceWiseSparsity(Method):
     """target: share of the MACs to leave; after every epoch the one level of all gates is searched that leaves it, on
@@ -62,7 +65,7 @@ class InstanceWiseSparsity(Method):
     def prepare(self, traced: TracedModel, calibration: Calibration, classes: int) -> nn.Module:
         self.state["layers"] = self._uneven(traced, calibration)
         model = self.rebuild(traced)
-        self._reach(model, 1.0)
+        self._reach(model, 1.0, calibration[:1])
         return model
 
     def rebuild(self, traced: TracedModel) -> nn.Module:
@@ -80,11 +83,12 @@ class InstanceWiseSparsity(Method):
         return self.decay * term([f for f in features if f is not None])
 
     def end_epoch(self, model: nn.Module, progress: float) -> nn.Module | None:
-        self._reach(model, KeepSchedule(self.target, self.end).at(progress))
+        # Between epochs one batch will do; `finalise` looks at all of them.
+        self._reach(model, KeepSchedule(self.target, self.end).at(progress), self.calibration[:1])
         return None
 
     def finalise(self, model: nn.Module) -> nn.Module:
-        self._reach(model.eval(), self.target)
+        self._reach(model.eval(), self.target, self.calibration)
         for mask in masks_of(model).values():
             mask.feature = None
         return model
@@ -109,26 +113,30 @@ class InstanceWiseSparsity(Method):
                     norms.setdefault(key, []).append(gate.saliency)
         return select_uneven({key: torch.cat(parts) for key, parts in norms.items()}, self.layer_share)
 
-    def _reach(self, model: nn.Module, target: float) -> None:
-        """Bisect the level of all gates until the calibration images need ``target`` of the MACs (or a little less)."""
+    def _reach(self, model: nn.Module, target: float, calibration: Calibration) -> None:
+        """Bisect the level of all gates until these images need ``target`` of the MACs, or up to ``_CLOSE`` less."""
         device = next(model.parameters()).device
-        images = [batch.to(device) for batch, _ in self.calibration]
+        images = [batch.to(device) for batch, _ in calibration]
         low, high = (1.0, 0.0) if self.rule == "topk" else (0.0, self._largest_level(model, images))
         if target >= 1.0:
             self._set_level(model, low)
             return
         dense = sum(layer.macs for layer in self._layers)
+
+        def left(level: float) -> float:
+            self._set_level(model, level)
+            return float(macs_of_masks(self._layers, recorded_masks(model, images)).mean()) / dense
+
         for _ in range(_STEPS):
             middle = (low + high) / 2
-            self._set_level(model, middle)
-            left = float(macs_of_masks(self._layers, recorded_masks(model, images)).mean()) / dense
-            low, high = (middle, high) if left > target else (low, middle)
-        self._set_level(model, high)
-        left = float(macs_of_masks(self._layers, recorded_masks(model, images)).mean()) / dense
-        if left > target + 0.02:
+            found = left(middle)
+            if target - _CLOSE <= found <= target:
+                return
+            low, high = (middle, high) if found > target else (low, middle)
+        if (found := left(high)) > target + 0.02:
             raise TrainingError(
-                f"target={target}: with every gate at its limit {left:.1%} of the MACs are still left; choose a higher "
-                "target or a larger layer_share"
+                f"target={target}: with every gate at its limit {found:.1%} of the MACs are still left; choose a "
+                "higher target or a larger layer_share"
             )
 
     def _largest_level(self, model: nn.Module, images: list[Tensor]) -> float:

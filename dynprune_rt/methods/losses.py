@@ -11,6 +11,11 @@ from torch.nn import functional as F
 _EPS = 1e-12
 
 
+def _single(x: Tensor) -> Tensor:
+    """At least float32: norms and cosines of bfloat16 maps are not summed in bfloat16."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def distillation(logits: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL(teacher || student) at temperature T, mean over the batch (Hinton et al. 2015). Both [N, K]."""
     student = F.log_softmax(logits / temperature, dim=1)
@@ -20,7 +25,7 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 4.0) -> T
 
 def channel_norms(features: Tensor) -> Tensor:
     """||F_c||_2 over H and W: [N, C, H, W] -> [N, C]. The root is guarded, so the gradient at a zero map is 0."""
-    return (features.float().square().sum((2, 3)) + _EPS).sqrt()
+    return (_single(features).square().sum((2, 3)) + _EPS).sqrt()
 
 
 def feature_decay(features: Sequence[Tensor]) -> Tensor:
@@ -28,10 +33,8 @@ def feature_decay(features: Sequence[Tensor]) -> Tensor:
 
     Reconstruction: each map's sum over channels is divided by C sqrt(HW), so that one coefficient fits all layers.
     """
-    total = features[0].new_zeros((), dtype=torch.float32)
-    for feature in features:
-        total = total + channel_norms(feature).mean() / float(feature.shape[2] * feature.shape[3]) ** 0.5
-    return total
+    terms = [channel_norms(f).mean() / float(f.shape[2] * f.shape[3]) ** 0.5 for f in features]
+    return torch.stack(terms).sum()
 
 
 def normalised_feature_decay(features: Sequence[Tensor]) -> Tensor:
@@ -39,11 +42,11 @@ def normalised_feature_decay(features: Sequence[Tensor]) -> Tensor:
 
     Invariant to scale: the plain form can be paid by shrinking the batch norm's gamma without any sparsity.
     """
-    total = features[0].new_zeros((), dtype=torch.float32)
+    terms = []
     for feature in features:
         norms = channel_norms(feature)
-        total = total + (norms.sum(1) / (norms.shape[1] ** 0.5 * norms.norm(dim=1).clamp_min(_EPS))).mean()
-    return total
+        terms.append((norms.sum(1) / (norms.shape[1] ** 0.5 * norms.norm(dim=1).clamp_min(_EPS))).mean())
+    return torch.stack(terms).sum()
 
 
 def complexity_weights(losses: Tensor, threshold: float, gamma: float = 1.0) -> Tensor:
@@ -64,7 +67,7 @@ def saliency_lasso(saliencies: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 def cosine_gram(rows: Tensor) -> Tensor:
     """Pairwise cosines [N, N] of rows [N, D]."""
-    unit = F.normalize(rows.float(), dim=1)
+    unit = F.normalize(_single(rows), dim=1)
     return unit @ unit.T
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,18 @@ class Activity:
     always: float
     varying: float
     live: dict[str, float]
+
+    def within(self, share: float) -> Activity:
+        """The same masks on a network that was first made smaller for good, to ``share`` of the dense MACs."""
+        left, static_cut = self.macs_left * share, 1.0 - (1.0 - self.static_cut) * share
+        cut = 1.0 - left
+        return replace(
+            self,
+            macs_left=left,
+            macs_left_std=self.macs_left_std * share,
+            static_cut=static_cut,
+            static_share=min(1.0, static_cut / cut) if cut > 0 else 0.0,
+        )
 
 
 def static_activity(dense: int, left: int) -> Activity:

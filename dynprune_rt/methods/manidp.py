@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from dynprune_rt.errors import TrainingError
 from dynprune_rt.methods.attach import Keeps, gates_of, masks_of
 from dynprune_rt.methods.base import StepContext
-from dynprune_rt.methods.gates import ManiDPGate
 from dynprune_rt.methods.graph import Site
 from dynprune_rt.methods.losses import complexity_weights, manifold_similarity, saliency_lasso
+from dynprune_rt.methods.saliency_gates import ManiDPGate
 from dynprune_rt.methods.saliency_method import SaliencyMethod
 from dynprune_rt.methods.thresholds import channel_mean_threshold, quantile_threshold
 
@@ -48,10 +48,15 @@ class ManiDP(SaliencyMethod):
         inner_only: bool = False,
         static_part: float = 0.5,
         image_part: float = 0.1,
+        centre: float = 0.0,
+        balance: float = 0.0,
+        shaping: float = 0.0,
     ) -> None:
-        super().__init__(target, end, "threshold", inner_only, static_part, image_part)
+        super().__init__(target, end, "threshold", inner_only, static_part, image_part, centre, balance, shaping)
         if thresholds not in ("channel_means", "quantile"):
             raise TrainingError(f"thresholds={thresholds!r}: expected 'channel_means' or 'quantile'")
+        if thresholds == "channel_means" and centre > 0:
+            raise TrainingError("centre > 0 leaves no channel means to cut at; take thresholds='quantile'")
         self.thresholds, self.lasso, self.graph = thresholds, lasso, graph
         self.class_share, self.gamma, self.every, self.clamp_max = class_share, gamma, every, clamp_max
         self.state["mean_loss"] = 0.0
@@ -60,7 +65,7 @@ class ManiDP(SaliencyMethod):
         self._seen: dict[str, list[Tensor]] = {}
 
     def build(self, site: Site, inputs: int) -> ManiDPGate:
-        return ManiDPGate(inputs, site.channels, clamp_max=self.clamp_max)
+        return ManiDPGate(inputs, site.channels, clamp_max=self.clamp_max, centre=self.centre)
 
     @property
     def quantile_thresholds(self) -> bool:
@@ -80,13 +85,17 @@ class ManiDP(SaliencyMethod):
             total = total + self.graph * torch.stack(terms).sum()
         self._loss_sum += float(context.losses.detach().sum())
         self._loss_count += len(context.losses)
-        for key, saliency in zip(gates, saliencies, strict=True):
+        for key, gate in gates.items():
             seen = self._seen.setdefault(key, [])
+            assert isinstance(gate, ManiDPGate) and gate.compared is not None
             # Channel means need a sum only; a quantile needs the values, of the last steps.
-            value = saliency.detach()
+            value = gate.compared[0].detach()
             seen.append(value.mean(0) if self.thresholds == "channel_means" else value)
             if self.thresholds == "quantile" and len(seen) > 8:
                 seen.pop(0)
+        variety = self.variety(context.model)
+        if variety is not None:
+            total = total + variety
         self._steps += 1
         if self._steps >= self.every:
             self._update(context.model)

@@ -21,11 +21,13 @@ from dynprune_rt.methods.attach import (
     total_gate_macs,
 )
 from dynprune_rt.methods.base import Calibration, Method
-from dynprune_rt.methods.gates import FBSGate, ManiDPGate, Rule, TrainableGate
+from dynprune_rt.methods.gates import TrainableGate
 from dynprune_rt.methods.graph import LayerCost, Site, TracedModel
 from dynprune_rt.methods.informed import start_gate
 from dynprune_rt.methods.macs import macs_at_widths
+from dynprune_rt.methods.saliency_gates import FBSGate, ManiDPGate, Rule, SaliencyGate
 from dynprune_rt.methods.schedules import KeepSchedule
+from dynprune_rt.methods.variety import batch_shaping, live_balance, shaping_prior, soft_decisions
 
 
 def keep_rate_for(
@@ -65,17 +67,33 @@ class SaliencyMethod(Method):
     target: share of the dense MACs to leave. end: part of the run after which the final keep rate holds.
     inner_only: gate only sites before another convolution, not those before an addition.
     static_part, image_part: see `informed.start_gate`.
+
+    Against gates that come out nearly static, all off as published:
+    centre: see `SaliencyGate`. balance, shaping: weights of `variety.live_balance` and of `variety.batch_shaping` (the
+    prior is high at both ends and has the keep rate as its mean), averaged over the gates.
     """
 
     dynamic: ClassVar[bool] = True
     keeps: ClassVar[Keeps] = ""
 
     def __init__(
-        self, target: float, end: float, rule: Rule, inner_only: bool, static_part: float, image_part: float
+        self,
+        target: float,
+        end: float,
+        rule: Rule,
+        inner_only: bool,
+        static_part: float,
+        image_part: float,
+        centre: float,
+        balance: float,
+        shaping: float,
     ) -> None:
         super().__init__()
+        if min(balance, shaping) < 0:
+            raise TrainingError(f"balance={balance}, shaping={shaping}: weights of loss terms cannot be negative")
         self.target, self.end, self.rule, self.inner_only = target, end, rule, inner_only
         self.static_part, self.image_part = static_part, image_part
+        self.centre, self.balance, self.shaping = centre, balance, shaping
         self._sites: list[Site] = []
         self._schedule = KeepSchedule(1.0)
 
@@ -118,7 +136,8 @@ class SaliencyMethod(Method):
         if self.quantile_thresholds and self.calibration:
             self._calibrate(model)
         for gate in gates_of(model).values():
-            gate.saliency = None
+            assert isinstance(gate, SaliencyGate)
+            gate.saliency = gate.compared = None
         for mask in masks_of(model).values():
             mask.pooled = None
         return model
@@ -143,6 +162,22 @@ class SaliencyMethod(Method):
     def _set_keep(self, model: nn.Module, keep: float) -> None:
         for gate in gates_of(model).values():
             gate.keep = keep
+
+    def variety(self, model: nn.Module) -> Tensor | None:
+        """The terms that ask for masks which differ between images; None where they are off or all channels live."""
+        if self.balance == 0 and self.shaping == 0:
+            return None
+        terms = []
+        for gate in gates_of(model).values():
+            assert isinstance(gate, SaliencyGate)
+            if gate.compared is None or gate.keep >= 1.0:
+                continue
+            decisions = soft_decisions(*gate.compared)
+            if self.balance > 0:
+                terms.append(self.balance * live_balance(decisions, gate.keep))
+            if self.shaping > 0:
+                terms.append(self.shaping * batch_shaping(decisions, *shaping_prior(gate.keep)))
+        return torch.stack(terms).sum() / len(gates_of(model)) if terms else None
 
     @staticmethod
     def saliencies(gates: Iterable[TrainableGate]) -> list[Tensor]:

@@ -6,10 +6,10 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +20,10 @@ from dynprune_rt.methods import checkpoint
 from dynprune_rt.methods.base import Calibration, Method, StepContext, gate_parameters
 from dynprune_rt.methods.graph import trace
 from dynprune_rt.methods.losses import distillation
+from dynprune_rt.methods.run_inputs import Loader, check_batch, choose_device, class_count, first_batches, load_start
 from dynprune_rt.methods.schedules import learning_rate
-
-
-class Loader(Protocol):
-    """Batches of (images f32 [B, C, H, W], labels i64 [B]); a `set_epoch` method, where there is one, is called."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-    def __len__(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Optimisation settings. ``distillation`` is the weight of the teacher's term, the rest is cross-entropy."""
-
-    epochs: int = 20
-    learning_rate: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_steps: int = 50
-    clip_norm: float = 5.0
-    distillation: float = 0.7
-    temperature: float = 4.0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    seed: int = 0
+from dynprune_rt.methods.settings import Settings
+from dynprune_rt.methods.teacher import Teacher
 
 
 @dataclass
@@ -68,6 +48,7 @@ def train(
     calibration: Calibration | None = None,
     validation: Iterable[tuple[Tensor, Tensor]] | None = None,
     teacher: nn.Module | None = None,
+    teacher_cache: str | Path | None = None,
     start: Mapping[str, Tensor] | None = None,
     device: str | torch.device | None = None,
     folder: str | Path | None = None,
@@ -78,6 +59,7 @@ def train(
     calibration: batches of training images, not augmented, that methods score channels and set gates with (default:
     the loader's first three). validation: batches whose accuracy is logged per epoch; never test images.
     teacher: network to distil from (default: the model as given); off with ``settings.distillation=0``.
+    teacher_cache: folder that keeps the teacher's logits for other runs over the same batches (see `Teacher`).
     start: weights of an earlier run of the same method and structure, to go on from with a new schedule.
     device: default CUDA where there is one, else the CPU. folder: keeps ``checkpoint.pt`` (written after every epoch;
     a run whose folder holds one continues it, to the same weights as without the interruption) and ``log.jsonl``.
@@ -88,19 +70,23 @@ def train(
     checkpoint stays).
     """
     settings = settings or Settings()
-    if settings.epochs < 1 or len(loader) < 1:
-        raise TrainingError(f"nothing to train: {settings.epochs} epochs of {len(loader)} batches")
-    target = (
-        torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    if len(loader) < 1:
+        raise TrainingError("nothing to train: the loader has no batch")
+    target = choose_device(device)
     torch.manual_seed(settings.seed)
-    batches = calibration if calibration is not None else _first(loader, 3)
+    batches = calibration if calibration is not None else first_batches(loader, 3)
+    if len(batches) == 0:
+        raise DataError("no calibration images")
     example = batches[0][0][:1].float().cpu()
     traced = trace(copy.deepcopy(model).cpu(), example)
-    classes = classes if classes is not None else _class_count(model, example)
+    classes = classes if classes is not None else class_count(model, example)
     for images, labels in batches:
-        _check_batch(images, labels, classes)
-    guide = copy.deepcopy(teacher if teacher is not None else model) if settings.distillation > 0 else None
+        check_batch(images, labels, classes)
+    guide = None
+    if settings.distillation > 0:
+        if teacher is not None and class_count(teacher, example) != classes:
+            raise TrainingError(f"the teacher tells {class_count(teacher, example)} classes apart, not {classes}")
+        guide = Teacher(copy.deepcopy(teacher or model), target, settings.precision, teacher_cache)
 
     method = copy.deepcopy(method)
     method.calibration = batches
@@ -114,7 +100,7 @@ def train(
     else:
         student = method.prepare(traced, batches, classes)
         if start is not None:
-            _load_start(student, start)
+            load_start(student, start)
     loop = _Loop(student, method, settings, len(loader), target, guide, classes)
     history: list[dict[str, Any]] = []
     if saved is not None:
@@ -165,12 +151,11 @@ class _Loop:
         settings: Settings,
         steps: int,
         device: torch.device,
-        teacher: nn.Module | None,
+        teacher: Teacher | None,
         classes: int,
     ) -> None:
         self.method, self.settings, self.device, self.classes = method, settings, device, classes
-        self.steps, self.epoch = steps, 0
-        self.teacher = teacher.to(device, memory_format=torch.channels_last).eval() if teacher is not None else None
+        self.steps, self.epoch, self.teacher = steps, 0, teacher
         self.adopt(model)
 
     def adopt(self, model: nn.Module) -> None:
@@ -208,6 +193,8 @@ class _Loop:
         sums = {"loss": 0.0, "penalty": 0.0, "accuracy": 0.0}
         started, cpu = time.monotonic(), time.process_time()
         self.model.train()
+        if self.teacher is not None:
+            self.teacher.begin_epoch(self.epoch)
         done = 0
         for done, (images, labels) in enumerate(loader, 1):
             step = self.epoch * self.steps + done - 1
@@ -220,6 +207,8 @@ class _Loop:
                 break
         if done < self.steps:
             raise DataError(f"the loader announced {self.steps} batches and gave {done}")
+        if self.teacher is not None:
+            self.teacher.end_epoch()
         self.epoch += 1
         replaced = self.method.end_epoch(self.model, self.epoch / self.settings.epochs)
         if replaced is not None:
@@ -232,7 +221,7 @@ class _Loop:
     def _step(self, images: Tensor, labels: Tensor, step: int, total: int) -> dict[str, float]:
         settings = self.settings
         if step % self.steps == 0:
-            _check_batch(images, labels, self.classes)
+            check_batch(images, labels, self.classes)
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         rate = learning_rate(step, total, settings.learning_rate, settings.warmup_steps)
@@ -244,9 +233,7 @@ class _Loop:
             losses = F.cross_entropy(logits, labels, reduction="none")
             loss = losses.mean()
             if self.teacher is not None:
-                with torch.no_grad():
-                    guidance = self.teacher(images).float()
-                term = distillation(logits, guidance, settings.temperature)
+                term = distillation(logits, self.teacher.logits(images), settings.temperature)
                 loss = (1 - settings.distillation) * loss + settings.distillation * term
             penalty = self.method.penalty(StepContext(self.model, logits, labels, losses, step / total))
         task = float(loss.detach())
@@ -266,44 +253,5 @@ class _Loop:
         return {"loss": task, "penalty": extra, "accuracy": float(right)}
 
 
-def _load_start(model: nn.Module, start: Mapping[str, Tensor]) -> None:
-    """Load parameters and statistics; only thresholds and counters may be missing. Raises TrainingError otherwise."""
-    try:
-        missing, unknown = model.load_state_dict(start, strict=False)
-    except RuntimeError as error:
-        raise TrainingError(f"the start weights do not fit: {error}") from None
-    missing = [name for name in missing if not name.endswith(("num_batches_tracked", ".threshold", ".level"))]
-    if missing or unknown:
-        raise TrainingError(f"the start weights do not fit: missing {missing[:5]}, unknown {list(unknown)[:5]}")
-
-
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def _first(loader: Loader, count: int) -> list[tuple[Tensor, Tensor]]:
-    result = []
-    for batch in loader:
-        result.append((batch[0], batch[1]))
-        if len(result) == count:
-            break
-    if not result:
-        raise DataError("the loader gave no batch")
-    return result
-
-
-def _check_batch(images: Tensor, labels: Tensor, classes: int) -> None:
-    if len(images) != len(labels):
-        raise DataError(f"a batch has {len(images)} images and {len(labels)} labels")
-    if labels.dtype not in (torch.int64, torch.int32) or int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise DataError(f"labels must be whole numbers in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
-    if not bool(torch.isfinite(images).all()):
-        raise DataError("images hold values that are not finite")
-
-
-def _class_count(model: nn.Module, example: Tensor) -> int:
-    with torch.no_grad():
-        logits = copy.deepcopy(model).cpu().eval()(example)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise TrainingError("the model must return logits [N, classes]")
-    return int(logits.shape[1])

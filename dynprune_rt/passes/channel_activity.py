@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dynprune_rt.ir.graph import Graph, Node, Value
+from dynprune_rt.ir.value_ranges import ValueFacts
 from dynprune_rt.passes.activity_notes import describe_layers
 from dynprune_rt.passes.channel_sets import TRUE, ChannelSets, Set
 from dynprune_rt.passes.demand import Demand
@@ -18,7 +19,6 @@ from dynprune_rt.passes.gate_zeros import GateZeros
 from dynprune_rt.passes.mask_writer import MaskWriter
 from dynprune_rt.passes.plane_states import PlaneStates, UsedWeights
 from dynprune_rt.passes.spatial_masks import spatial_masks
-from dynprune_rt.passes.value_ranges import ValueFacts
 
 
 class Activity:

@@ -13,9 +13,9 @@ import numpy as np
 
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.operators import operator
+from dynprune_rt.ir.value_ranges import ValueFacts, hard_part
 from dynprune_rt.passes import element_moves
 from dynprune_rt.passes.channel_sets import FALSE, MAX_ATOMS, TRUE, ChannelSets, Set
-from dynprune_rt.passes.value_ranges import ValueFacts, hard_part
 
 #: A tensor with more elements per image is no gate.
 MAX_ELEMENTS = 1 << 14

@@ -17,10 +17,10 @@ import numpy as np
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.operators import Channels, operator
 from dynprune_rt.ir.types import DTYPES, TensorType
+from dynprune_rt.ir.value_ranges import ValueFacts
 from dynprune_rt.passes import element_moves
 from dynprune_rt.passes.channel_sets import FALSE, TRUE, ChannelSets, Set
 from dynprune_rt.passes.gate_zeros import GateZeros
-from dynprune_rt.passes.value_ranges import ValueFacts
 
 
 @dataclass(frozen=True)

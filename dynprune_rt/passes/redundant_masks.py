@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.operators import Channels, operator
+from dynprune_rt.ir.value_ranges import ValueFacts
 from dynprune_rt.passes.channel_sets import ChannelSets, Set
 from dynprune_rt.passes.gate_zeros import GateZeros
-from dynprune_rt.passes.value_ranges import ValueFacts
 
 #: Results of these may be infinite or NaN where the mask kept them finite.
 _UNSAFE = frozenset({"div", "pow", "pow_scalar", "log", "reciprocal", "rsqrt", "sqrt", "exp", "remainder",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.operators.quantized import MAX_SUM
-from dynprune_rt.passes.value_ranges import ValueFacts
+from dynprune_rt.ir.value_ranges import ValueFacts
 
 
 def operand(node: Node, position: int) -> Value | None:

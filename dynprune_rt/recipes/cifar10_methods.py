@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dynprune_rt.cli.progress import ProgressBar
 from dynprune_rt.errors import DynpruneError
 from dynprune_rt.methods import Settings, load_cifar10
 from dynprune_rt.methods.data import data_folder
-from dynprune_rt.recipes.training_run import Recipe, run
+from dynprune_rt.recipes.training_run import Place, Recipe, run
 
 _R20: dict[str, Any] = {"arch": "cifar_resnet20", "weights": "cifar10_resnet20.safetensors"}
 _R56: dict[str, Any] = {"arch": "cifar_resnet56", "weights": "cifar10_resnet56.safetensors"}
@@ -34,21 +35,33 @@ RECIPES: dict[str, Recipe] = {
     "resnet20_fbs50_threshold": Recipe(
         **_R20, method="fbs", target=0.5, options={"rule": "threshold"}, settings=Settings(epochs=18)
     ),
+    # Static first, per image then: what DI left, and skipping on top of it.
+    "resnet20_di50_is": Recipe(
+        **_R20, method="is", target=0.93, base="resnet20_di50", settings=Settings(epochs=2, learning_rate=0.01)
+    ),
     "resnet20_fbs50_continued": Recipe(
         **_R20,
         method="fbs",
         target=0.502,
         options={"end": 0.0},
-        settings=Settings(epochs=3, learning_rate=0.02),
+        settings=Settings(epochs=4, learning_rate=0.02),
         start="trained/cifar10_resnet20_fbs_18ep.safetensors",
         start_epochs=18,
+    ),
+    # The same short run from the dense network with and without what keeps masks from freezing.
+    "resnet20_fbs50_short": Recipe(**_R20, method="fbs", target=0.5, settings=Settings(epochs=8)),
+    "resnet20_fbs50_short_centred": Recipe(
+        **_R20, method="fbs", target=0.5, options={"centre": 1.0, "rule": "threshold"}, settings=Settings(epochs=8)
+    ),
+    "resnet20_fbs50_short_balanced": Recipe(
+        **_R20, method="fbs", target=0.5, options={"balance": 5.0}, settings=Settings(epochs=8)
     ),
     "resnet20_manidp50": Recipe(**_R20, method="manidp", target=0.5, settings=Settings(epochs=18)),
     "resnet20_manidp50_published_thresholds": Recipe(
         **_R20, method="manidp", target=0.5, options={"thresholds": "channel_means"}, settings=Settings(epochs=18)
     ),
     "resnet20_cwp50": Recipe(**_R20, method="cwp", target=0.5, settings=Settings(epochs=14)),
-    "resnet20_is15": Recipe(**_R20, method="is", target=0.85, settings=Settings(epochs=8, learning_rate=0.02)),
+    "resnet20_is15": Recipe(**_R20, method="is", target=0.83, settings=Settings(epochs=4, learning_rate=0.02)),
     "resnet56_manidp55": Recipe(**_R56, method="manidp", target=0.45, settings=Settings(epochs=60)),
     "resnet56_di55": Recipe(**_R56, method="di", target=0.45, settings=Settings(epochs=60)),
 }
@@ -56,8 +69,9 @@ RECIPES: dict[str, Recipe] = {
 
 def equal_macs(recipe: Recipe, macs_left: float) -> Recipe:
     """The static network to hold against a dynamic one: DI to the same MACs, trained as long from the same weights."""
-    epochs = recipe.settings.epochs + recipe.start_epochs
-    settings = Settings(**{**vars(recipe.settings), "epochs": epochs, "learning_rate": Settings.learning_rate})
+    base = RECIPES[recipe.base] if recipe.base is not None else None
+    epochs = recipe.settings.epochs + recipe.start_epochs + (base.settings.epochs if base is not None else 0)
+    settings = replace(recipe.settings, epochs=epochs, learning_rate=Settings.learning_rate)
     return Recipe(recipe.arch, "di", macs_left, recipe.weights, settings=settings, batch=recipe.batch)
 
 
@@ -85,11 +99,18 @@ def main() -> int:
         recipes = dict(RECIPES)
         while pending:
             name = pending.pop(0)
-            recipe = recipes[name]
-            recipe = Recipe(**{**vars(recipe), "settings": Settings(**{**vars(recipe.settings), "seed": args.seed})})
-            key = name if args.seed == 0 else f"{name}_seed{args.seed}"
+            recipe = _seeded(recipes[name], args.seed)
+            base = _seeded(recipes[recipe.base], args.seed) if recipe.base is not None else None
+            key = _key(name, args.seed)
+            place = Place(
+                data=data,
+                weights=folder,
+                run=args.runs / key,
+                base=args.runs / _key(recipe.base, args.seed) if recipe.base is not None else None,
+                teacher=args.runs / "teacher",
+            )
             with ProgressBar(key) as bar:
-                outcome = run(recipe, data, folder, args.runs / key, lambda done, total, text: bar(done, total, text))
+                outcome = run(recipe, place, base, lambda done, total, text: bar(done, total, text))
             outcome.program.save(args.runs / key / "model.dpr")
             command = f"python -m dynprune_rt.recipes.cifar10_methods {name} --seed {args.seed}"
             _keep(args.output, key, {**outcome.row, "command": command, "finished": time.strftime("%Y-%m-%d")})
@@ -100,6 +121,14 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    return replace(recipe, settings=replace(recipe.settings, seed=seed))
+
+
+def _key(name: str, seed: int) -> str:
+    return name if seed == 0 else f"{name}_seed{seed}"
 
 
 def _keep(path: Path | None, key: str, row: dict[str, Any]) -> None:

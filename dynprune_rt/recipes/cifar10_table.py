@@ -4,7 +4,8 @@
 
 With --runs and --data, latency is measured at batch 1 on one thread, all networks of an architecture interleaved in one
 process with our own dense network and with the dense network in every peer that is installed; it is written back into
-the JSON file.
+the JSON file with the dense network's accuracy. Beside every gated network stands what static ones reach at its MACs
+and at its latency, on the straight lines between the static networks of the file and the dense one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dynprune_rt.benchmark.timing import Runner
 from dynprune_rt.errors import DynpruneError
-from dynprune_rt.recipes.tradeoff_plot import Point, draw
+from dynprune_rt.recipes.static_front import DYNAMIC, Rows, cost, static_accuracy, static_front
+from dynprune_rt.recipes.tradeoff_plot import Panel, Point, draw
 from dynprune_rt.session import Session
 
 #: Errors in per cent on CIFAR-10 in ManiDP's own table: (baseline, pruned, per cent of the MACs removed, epochs).
@@ -27,14 +28,13 @@ PUBLISHED: dict[tuple[str, str], tuple[float, float, float, int]] = {
     ("cifar_resnet56", "manidp"): (6.30, 6.36, 62.4, 400),
 }
 
-_DYNAMIC = ("is", "manidp", "fbs")
 
-
-def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def markdown(rows: Rows) -> str:
     """One line per run, in the order of the file."""
     lines = [
-        "| run | method | epochs | test accuracy | MACs left | static part of the cut | ms at batch 1 | paper |",
-        "|---|---|---|---|---|---|---|---|",
+        "| run | method | epochs | test accuracy (dense) | MACs left | static part of the cut | ms at batch 1 | "
+        "static networks at equal MACs, latency | paper |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         activity = row["activity"]
@@ -42,35 +42,49 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
         epochs = f"{row['epochs']}" + (f" (after {before})" if before else "")
         latency = row.get("latency_ms", {})
         shown = ", ".join(f"{who} {ms:.3f}" for who, ms in latency.items()) or "not measured"
+        dense = f" ({row['dense_accuracy']:.2%})" if "dense_accuracy" in row else ""
+        rivals = [static_accuracy(rows, name, by) for by in ("macs", "latency")]
         paper = "none read"
         if (row["arch"], row["method"]) in PUBLISHED:
             baseline, error, cut, long = PUBLISHED[row["arch"], row["method"]]
             paper = f"{100 - baseline:.2f} to {100 - error:.2f} % at {100 - cut:.1f} % left, {long} epochs"
-        lines.append(
-            f"| {name} | {row['method']} | {epochs} | {row['test_accuracy']:.2%} | {activity['macs_left']:.1%} | "
-            f"{activity['static_share']:.0%} | {shown} | {paper} |"
+        cells = (
+            name,
+            row["method"],
+            epochs,
+            f"{row['test_accuracy']:.2%}{dense}",
+            f"{activity['macs_left']:.1%}",
+            f"{activity['static_share']:.0%}",
+            shown,
+            ", ".join("-" if rival is None else f"{rival:.2%}" for rival in rivals),
+            paper,
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def points(rows: Mapping[str, Mapping[str, Any]], by: str) -> list[Point]:
-    """``by``: "macs" (share left) or "latency" (ms); rows without it are left out."""
+def points(rows: Rows, by: str) -> list[Point]:
+    """Rows as points of a plot; ``by``: see `cost`. Rows without that cost are left out."""
     found = []
     for name, row in rows.items():
-        if by == "macs":
-            x = row["activity"]["macs_left"]
-        elif "latency_ms" in row:
-            x = row["latency_ms"]["pruned"]
-        else:
-            continue
-        found.append(Point(x, row["test_accuracy"], name, row["method"] in _DYNAMIC))
+        x = cost(row, by)
+        if x is not None:
+            found.append(Point(x, row["test_accuracy"], name, row["method"] in DYNAMIC))
     return found
+
+
+def panel(rows: Rows, by: str, title: str) -> Panel:
+    fronts = [static_front(rows, arch, by) for arch in sorted({row["arch"] for row in rows.values()})]
+    return Panel(title, points(rows, by), fronts)
 
 
 def measure_latency(
     rows: dict[str, dict[str, Any]], runs: Path, data: Path, rounds: int = 15, images: int = 16
 ) -> None:
-    """Set "latency_ms" of every row whose model.dpr is under ``runs``: pruned, dense (ours), and each peer's dense."""
+    """Set "latency_ms" of every row whose model.dpr is under ``runs``: pruned, dense (ours), and each peer's dense.
+
+    "dense_accuracy", through the runtime on the test images, comes with it.
+    """
     import numpy as np
     import torch
 
@@ -101,9 +115,14 @@ def measure_latency(
                 runners[f"{name} dense"] = peer.prepare(network, inputs, 1)
         with pinned(None):
             samples = measure(runners, rounds, len(inputs))
+        right = sum(
+            int((sessions["dense"].run(x.contiguous().numpy()).argmax(1) == y.numpy()).sum())
+            for x, y in methods.Batches(test, 250)
+        )
         shared = {name: s.median for name, s in samples.items() if name not in programs}
         for name in programs:
             rows[name]["latency_ms"] = {"pruned": samples[name].median, **shared}
+            rows[name]["dense_accuracy"] = right / len(test)
 
 
 def _runner(session: Session, inputs: list[Any]) -> Runner:
@@ -134,9 +153,9 @@ def main() -> int:
         args.markdown.write_text(table)
     print(table, end="")
     if args.plot is not None:
-        panels = {"MACs left (share of dense)": points(rows, "macs")}
-        if timed := points(rows, "latency"):
-            panels["latency at batch 1 (ms)"] = timed
+        panels = [panel(rows, "macs", "MACs left (share of dense)")]
+        if any("latency_ms" in row for row in rows.values()):
+            panels.append(panel(rows, "latency", "latency at batch 1 (ms)"))
         args.plot.write_text(draw(panels))
     return 0
 

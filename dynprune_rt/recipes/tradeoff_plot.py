@@ -1,8 +1,8 @@
-"""Accuracy against cost as a small SVG: dynamic networks as filled circles, static ones as squares."""
+"""Accuracy against cost as a small SVG: dynamic networks as circles, static ones as squares, and the static front."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
@@ -21,13 +21,19 @@ class Point:
     dynamic: bool
 
 
-def draw(panels: Mapping[str, Sequence[Point]]) -> str:
-    """One panel per x-axis title, side by side."""
+@dataclass(frozen=True)
+class Panel:
+    """``title`` of the x axis; ``fronts``: lines through (cost, accuracy), what static networks reach."""
+
+    title: str
+    points: Sequence[Point]
+    fronts: Sequence[Sequence[tuple[float, float]]] = ()
+
+
+def draw(panels: Sequence[Panel]) -> str:
+    """The panels side by side."""
     width = _WIDTH * len(panels)
-    body = "".join(
-        f'<g transform="translate({i * _WIDTH},0)">{_panel(title, points)}</g>'
-        for i, (title, points) in enumerate(panels.items())
-    )
+    body = "".join(f'<g transform="translate({i * _WIDTH},0)">{_content(panel)}</g>' for i, panel in enumerate(panels))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_HEIGHT}" width="{width}" height="{_HEIGHT}" '
         f'font-family="sans-serif" font-size="11" fill="{_INK}"><rect width="100%" height="100%" fill="white"/>'
@@ -35,9 +41,11 @@ def draw(panels: Mapping[str, Sequence[Point]]) -> str:
     )
 
 
-def _panel(title: str, points: Sequence[Point]) -> str:
-    x_low, x_high = _range([p.cost for p in points])
-    y_low, y_high = _range([p.accuracy for p in points])
+def _content(panel: Panel) -> str:
+    title, points = panel.title, panel.points
+    on_fronts = [corner for front in panel.fronts for corner in front]
+    x_low, x_high = _range([p.cost for p in points] + [x for x, _ in on_fronts])
+    y_low, y_high = _range([p.accuracy for p in points] + [y for _, y in on_fronts])
 
     def place(cost: float, accuracy: float) -> tuple[float, float]:
         x = _LEFT + (cost - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
@@ -51,6 +59,10 @@ def _panel(title: str, points: Sequence[Point]) -> str:
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{accuracy:.1%}</text>')
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{cost:.3g}</text>')
+    for front in panel.fronts:
+        path = "L".join("{:.1f} {:.1f}".format(*place(*corner)) for corner in front)
+        if path:
+            parts.append(f'<path d="M{path}" stroke="{_STATIC}" fill="none" stroke-dasharray="4 3"/>')
     for point in points:
         x, y = place(point.cost, point.accuracy)
         if point.dynamic:
@@ -62,7 +74,9 @@ def _panel(title: str, points: Sequence[Point]) -> str:
         parts.append(f'<text x="{x + shift:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(point.label)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 10}" text-anchor="middle">{escape(title)}</text>')
-    parts.append(f'<text x="{_LEFT}" y="16">test accuracy; circles: per image, squares: static</text>')
+    parts.append(
+        f'<text x="{_LEFT}" y="16">test accuracy; circles: per image, squares: static, line: static front</text>'
+    )
     return "".join(parts)
 
 

@@ -17,7 +17,7 @@ import dynprune_rt
 from dynprune_rt import methods, models
 from dynprune_rt.errors import DataError, TrainingError
 from dynprune_rt.methods.attach import gate_key
-from dynprune_rt.methods.data import Cifar10
+from dynprune_rt.methods.data import Cifar10, ImageSet
 from dynprune_rt.methods.graph import trace
 from dynprune_rt.program import Program
 
@@ -30,7 +30,10 @@ PARITY_IMAGES = 1000
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run. ``weights``, ``start``: safetensors files, relative to the data folder."""
+    """Everything that decides a run. ``weights``, ``start``: safetensors files, relative to the data folder.
+
+    ``base``: name of a recipe whose finished network this one starts from; ``target`` is then relative to that one.
+    """
 
     arch: str
     method: str
@@ -41,6 +44,7 @@ class Recipe:
     batch: int = 128
     start: str | None = None
     start_epochs: int = 0
+    base: str | None = None
 
 
 @dataclass
@@ -52,37 +56,43 @@ class Outcome:
     row: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run finds and keeps things: CIFAR-10, the folder of weights, those of its own and of its base's
+    checkpoints, and of the teacher's logits (see `methods.train`); recipes of one seed and batch size share them.
+    """
+
+    data: Cifar10
+    weights: str | Path
+    run: str | Path | None = None
+    base: str | Path | None = None
+    teacher: str | Path | None = None
+    device: str | None = None
+
+
 def run(
     recipe: Recipe,
-    data: Cifar10,
-    folder: str | Path,
-    run_folder: str | Path | None = None,
+    place: Place,
+    base: Recipe | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-    device: str | None = None,
 ) -> Outcome:
-    """Train by ``recipe`` (going on where ``run_folder`` holds a checkpoint) and measure the result.
+    """Train by ``recipe`` (going on where its folder holds a checkpoint) and measure the result.
 
+    base: the recipe that ``recipe.base`` names, trained first where its folder holds no finished run.
     The test images are looked at once, at the end, through the converted program.
     """
     started = time.monotonic()
-    dense = models.create(recipe.arch, weights=_file(folder, recipe.weights))
-    batches = methods.Batches(data.train, recipe.batch, augment=True, seed=recipe.settings.seed)
-    plain = methods.Batches(data.train.part(0, min(CALIBRATION_IMAGES, len(data.train))), 250)
-    result = methods.train(
-        dense,
-        batches,
-        methods.create(recipe.method, recipe.target, **recipe.options),
-        settings=recipe.settings,
-        classes=data.train.classes,
-        calibration=list(plain),
-        validation=methods.Batches(data.validation, 250),
-        start=_start_weights(dense, _file(folder, recipe.start)) if recipe.start else None,
-        device=device,
-        folder=run_folder,
-        progress=progress,
-    )
-    images = methods.Batches(data.validation, 250)
-    activity = methods.measure_activity(dense, result.model, result.method, [x for x, _ in images])
+    data = place.data
+    dense = models.create(recipe.arch, weights=_file(place.weights, recipe.weights))
+    network = dense
+    if base is not None:
+        network = _train(base, place, place.base, dense, dense, progress).model
+    result = _train(recipe, place, place.run, network, dense, progress)
+    images = [x for x, _ in in_order(data.validation)]
+    activity = methods.measure_activity(network, result.model, result.method, images)
+    if base is not None:
+        example = images[0][:1]
+        activity = activity.within(trace(network, example).macs / trace(dense, example).macs)
     program = dynprune_rt.convert(result.model, data_example(data))
     row: dict[str, Any] = {
         "arch": recipe.arch,
@@ -90,9 +100,9 @@ def run(
         "target": recipe.target,
         "options": dict(recipe.options),
         "settings": asdict(recipe.settings),
-        "start": recipe.start,
+        "start": recipe.start or recipe.base,
         "epochs": recipe.settings.epochs,
-        "epochs_before": recipe.start_epochs,
+        "epochs_before": recipe.start_epochs + (base.settings.epochs + base.start_epochs if base is not None else 0),
         "train_seconds": sum(r["seconds"] for r in result.history),
         "train_cpu_seconds": sum(r["cpu_seconds"] for r in result.history),
         "validation": [r["validation"] for r in result.history],
@@ -103,16 +113,42 @@ def run(
     return Outcome(result.model, program, row)
 
 
+def _train(
+    recipe: Recipe,
+    place: Place,
+    folder: str | Path | None,
+    network: nn.Module,
+    teacher: nn.Module,
+    progress: Callable[[int, int, str], None] | None,
+) -> methods.Training:
+    data = place.data
+    return methods.train(
+        network,
+        methods.Batches(data.train, recipe.batch, augment=True, seed=recipe.settings.seed),
+        methods.create(recipe.method, recipe.target, **recipe.options),
+        settings=recipe.settings,
+        classes=data.train.classes,
+        calibration=list(in_order(data.train.part(0, CALIBRATION_IMAGES))),
+        validation=in_order(data.validation),
+        teacher=teacher,
+        teacher_cache=place.teacher,
+        start=_start_weights(network, _file(place.weights, recipe.start)) if recipe.start else None,
+        device=place.device,
+        folder=folder,
+        progress=progress,
+    )
+
+
 def evaluate(model: nn.Module, program: Program, data: Cifar10) -> dict[str, Any]:
     """Accuracy of ``program`` on the test images, MACs it executed, and its agreement with the torch model."""
     session = dynprune_rt.load(program, threads=1)
     right = 0
-    for images, labels in methods.Batches(data.test, 250):
+    for images, labels in in_order(data.test):
         logits = session.run(images.numpy())
         right += int((logits.argmax(1) == labels.numpy()).sum())
     count = min(PARITY_IMAGES, len(data.test))
     worst, agree, macs, full = 0.0, 0, 0, 0
-    for images, _ in methods.Batches(data.test.part(0, count), 250):
+    for images, _ in in_order(data.test.part(0, count)):
         with torch.no_grad():
             wanted = model(images).numpy()
         logits = session.run(images.numpy())
@@ -133,6 +169,11 @@ def evaluate(model: nn.Module, program: Program, data: Cifar10) -> dict[str, Any
     }
 
 
+def in_order(images: ImageSet) -> methods.Batches:
+    """Batches of up to 250, not augmented."""
+    return methods.Batches(images, min(250, len(images)))
+
+
 def data_example(data: Cifar10) -> Tensor:
     """Two normalised images, for conversion."""
     return next(iter(methods.Batches(data.validation.part(0, 2), 2)))[0].contiguous()
@@ -145,11 +186,11 @@ def _file(folder: str | Path, name: str) -> Path:
     return path
 
 
-def _start_weights(dense: nn.Module, path: Path) -> dict[str, Tensor]:
+def _start_weights(network: nn.Module, path: Path) -> dict[str, Tensor]:
     """Weights of an earlier run; gates numbered ``gates.k`` (w1, w2) are given this package's names."""
     from safetensors.torch import load_file
 
-    sites = trace(dense, torch.zeros(1, 3, 32, 32)).sites
+    sites = trace(network, torch.zeros(1, 3, 32, 32)).sites
     tensors = load_file(str(path))
     perceptron = any(".w1." in name for name in tensors)
     layers = {"w1": "fc1", "w2": "fc2" if perceptron else "fc"}

@@ -7,7 +7,8 @@ import torch
 
 from dynprune_rt.errors import TrainingError
 from dynprune_rt.methods.autograd import _ChannelScale, _GlobalMean, channel_scale, global_mean
-from dynprune_rt.methods.gates import ChannelMask, FBSGate, ManiDPGate, NormGate, SoftMaskGate
+from dynprune_rt.methods.gates import ChannelMask, NormGate, SoftMaskGate
+from dynprune_rt.methods.saliency_gates import FBSGate, ManiDPGate
 
 
 def maps(channels=6, seed=0):

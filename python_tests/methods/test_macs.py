@@ -56,6 +56,18 @@ def test_activity_parts_static_from_dynamic():
     assert (found.never, found.always, found.varying) == pytest.approx((2 / 6, 3 / 6, 1 / 6))
 
 
+def test_masks_on_a_network_made_smaller_first():
+    a = torch.zeros(200, 4, dtype=torch.bool)
+    a[:, 0] = True
+    a[:100, 1] = True
+    alone = activity(LAYERS, {"a": a, "b": torch.ones(200, 2, dtype=torch.bool)})
+    found = alone.within(0.5)
+    assert found.macs_left == pytest.approx(alone.macs_left / 2)
+    assert found.static_cut == pytest.approx(1 - 0.5 * 46 / 82)
+    assert found.static_share == pytest.approx(found.static_cut / (1 - found.macs_left))
+    assert found.varying == alone.varying
+
+
 def test_rarely_live_channels_count_as_never_live():
     a = torch.ones(1000, 4, dtype=torch.bool)
     a[9:, 3] = False

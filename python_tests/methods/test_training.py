@@ -141,6 +141,26 @@ def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(tmp_path):
         train(model, loader, methods.FBS(0.6), settings=settings, calibration=calibration(), folder=tmp_path)
 
 
+class Short(list):
+    def __len__(self):
+        return 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("learning_rate", float("nan")),
+        ("distillation", 1.5),
+        ("precision", "fp16"),
+        ("temperature", 0.0),
+    ],
+)
+def test_settings_out_of_range(name, value):
+    with pytest.raises(TrainingError, match=f"out of range: {name}="):
+        Settings(**{name: value})
+
+
 def test_bad_input():
     model, loader = parts()
     settings = Settings(epochs=1, precision="fp32")
@@ -153,6 +173,14 @@ def test_bad_input():
         train(model, [(images, labels[:20])], methods.FBS(0.6), settings=settings)
     with pytest.raises(TrainingError, match="nothing to train"):
         train(model, [], methods.FBS(0.6), settings=settings)
+    with pytest.raises(DataError, match="no calibration images"):
+        train(model, loader, methods.FBS(0.6), settings=settings, calibration=[])
+    with pytest.raises(DataError, match="announced 5 batches and gave 1"):
+        train(model, Short([(images, labels)]), methods.FBS(0.6), settings=settings)
+    with pytest.raises(TrainingError, match="tells 3 classes apart, not 4"):
+        train(model, loader, methods.FBS(0.6), settings=settings, teacher=settle(Residual(classes=3)))
+    with pytest.raises(TrainingError, match="cannot train on cuda:7"):
+        train(model, loader, methods.FBS(0.6), settings=settings, device="cuda:7")
     with pytest.raises(TrainingError, match="nothing to gate"):
         train(nn.Sequential(nn.Flatten(), nn.Linear(432, 4)), loader, methods.FBS(0.6), settings=settings)
     for name in METHODS:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from dynprune_rt.ir import interpreter
 from dynprune_rt.ir.graph import Value
 from dynprune_rt.ir.types import BATCH, TensorType
+from dynprune_rt.ir.value_ranges import ValueFacts
 from dynprune_rt.passes.channel_sets import FALSE, TRUE, ChannelSets, Set
 from dynprune_rt.passes.gate_zeros import GateZeros
-from dynprune_rt.passes.value_ranges import ValueFacts
 from python_tests.passes.networks import Network, inputs_for
 from python_tests.passes.random_networks import RandomNetwork
 

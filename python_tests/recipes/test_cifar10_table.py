@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 
 from dynprune_rt.recipes import cifar10_table
 from dynprune_rt.recipes.cifar10_methods import RECIPES, equal_macs
-from dynprune_rt.recipes.tradeoff_plot import Point, draw
+from dynprune_rt.recipes.static_front import static_accuracy, static_front
+from dynprune_rt.recipes.tradeoff_plot import Panel, Point, draw
 
 
 def row(method, accuracy, left, **more):
@@ -46,11 +47,30 @@ def test_a_broken_file_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_points_lie_inside_their_panel_and_labels_are_escaped():
-    root = ET.fromstring(draw({"x": [Point(0.5, 0.9, "a<b", True), Point(0.5, 0.9, "c", False)]}))
+    root = ET.fromstring(draw([Panel("x", [Point(0.5, 0.9, "a<b", True), Point(0.5, 0.9, "c", False)])]))
     assert [t.text for t in root.findall(".//{*}text")].count("a<b") == 1
     (circle,) = root.findall(".//{*}circle")
     assert 0 < float(circle.get("cx")) < 460
     assert 0 < float(circle.get("cy")) < 340
+
+
+def test_what_static_networks_reach_at_the_cost_of_a_gated_one(tmp_path):
+    dense = {"dense_accuracy": 0.92}
+    rows = {
+        "gated": row("fbs", 0.9, 0.6, latency_ms={"pruned": 0.3, "dense": 0.4}, **dense),
+        "small": row("di", 0.88, 0.4, latency_ms={"pruned": 0.2, "dense": 0.4}, **dense),
+        "beaten": row("cwp", 0.85, 0.5, latency_ms={"pruned": 0.25, "dense": 0.4}, **dense),
+        "elsewhere": {**row("di", 0.93, 0.6), "arch": "cifar_resnet56"},
+    }
+    assert static_front(rows, "cifar_resnet20", "macs") == [(0.4, 0.88), (1.0, 0.92)]
+    assert abs(static_accuracy(rows, "gated", "macs") - (0.88 + 0.04 / 3)) < 1e-12
+    assert abs(static_accuracy(rows, "gated", "latency") - 0.90) < 1e-12
+    assert static_accuracy(rows, "small", "macs") is None
+    assert static_accuracy({"a": rows["gated"]}, "a", "macs") is None
+    assert "| 89.33%, 90.00% |" in cifar10_table.markdown(rows)
+    assert "| -, - |" in cifar10_table.markdown(rows)
+    drawn = ET.fromstring(draw([cifar10_table.panel(rows, "macs", "MACs")]))
+    assert len(drawn.findall(".//{*}path[@stroke-dasharray]")) == 2
 
 
 def test_the_static_rival_has_the_same_macs_and_as_many_epochs():

@@ -29,8 +29,21 @@ const Case kCases[] = {
     {"one pixel, one channel", 5, 1, 1, 1, 1, 1, 0, 1, 0.5, 0.5, false, false},
 };
 
+// A random number that products with T take as it is.
 template <typename T>
-void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
+T operand_value(Random& random) {
+  const T v = from_float<T>(random.uniform());
+  uint32_t raw = 0;
+  memcpy(&raw, &v, sizeof(T));
+  raw = operand<T>(raw);
+  T rounded;
+  memcpy(&rounded, &raw, sizeof(T));
+  return rounded;
+}
+
+// `spread`: every segment of K is a block's work of its own.
+template <typename T>
+void run(const Case& c, WeightLayout layout, int segments, bool spread, int blocks, unsigned seed) {
   Random random(seed);
   const int out = (c.size + 2 * c.pad - c.dilation * (c.kernel - 1) - 1) / c.stride + 1;
   ConvShape s{c.size,   c.size,   out,      out,   c.channels, c.outputs,  c.kernel,
@@ -41,16 +54,16 @@ void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
   if (c.fixed_outputs) {
     for (uint8_t& b : stored) b = b || random.chance(0.2);
   }
-  const bool gated_outputs = c.live_outputs >= 0;
+  const bool gated_outputs = c.live_outputs >= 0, dense_layout = layout == WeightLayout::kDense;
   Map<T> x(c.batch, c.channels, c.size, c.size, c.live_inputs < 0 ? nullptr : &inputs);
   Map<T> y(c.batch, c.outputs, out, out, gated_outputs ? &stored : nullptr);
   const Mask residual_mask = random.mask(c.batch, c.outputs, 0.6);
   Map<T> residual(c.batch, c.outputs, out, out, &residual_mask);
-  x.fill(random);
+  x.fill(random, operand_value<T>);
   residual.fill(random);
   Array<uint8_t> computed(host_sets(outputs, c.batch, c.outputs));
   const Mask all(static_cast<size_t>(c.batch) * c.outputs, 1);
-  const Mask& computes = gated_outputs ? outputs : all;
+  const Mask& computes = gated_outputs && !dense_layout ? outputs : all;
 
   const int taps = s.taps();
   std::vector<double> dense(static_cast<size_t>(c.outputs) * taps * c.channels);
@@ -61,7 +74,7 @@ void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
   for (int k = 0; k < c.outputs; ++k) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int channel = 0; channel < c.channels; ++channel) {
-        const T v = from_float<T>(random.uniform());
+        const T v = operand_value<T>(random);
         dense[(static_cast<size_t>(k) * taps + tap) * c.channels + channel] = to_float(v);
         weights[layout == WeightLayout::kByOutput ? weight_by_output(s, k, tap, channel)
                                                   : weight_by_input(s, tap, channel, k)] = v;
@@ -76,7 +89,7 @@ void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
   ConvParams p{};
   p.x = x.ref();
   p.y = y.ref();
-  p.computed = gated_outputs ? computed.data() : nullptr;
+  p.computed = gated_outputs && !dense_layout ? computed.data() : nullptr;
   p.weights = weights.data();
   p.epilogue = Epilogue{bias.data(), gate.data(), shift.data(), shift_stride, c.residual ? residual.ref() : MapRef{},
                         -4.0f,       6.0f,        -3.0f,        5.0f};
@@ -84,20 +97,25 @@ void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
   p.layout = layout;
   p.batch = c.batch;
   p.groups = 1;
-  const Element element = sizeof(T) == 2 && rounding<T>() < 0.005 ? Element::kHalf : Element::kBFloat;
+  p.segments = segments;
+  Array<float> partials(spread ? static_cast<size_t>(gemm_partials(s, c.batch, segments)) : 1);
+  if (spread) p.partials = partials.data();
+  constexpr Element element = element_of<T>();
 
   const std::string what = std::string(c.name) + ", layout " + std::to_string(static_cast<int>(layout)) + ", " +
-                           std::to_string(blocks) + " blocks, " + (element == Element::kHalf ? "fp16" : "bf16");
+                           std::to_string(blocks) + " blocks, " + std::to_string(segments) + (spread ? " spread" : "") +
+                           " segments, element " + std::to_string(static_cast<int>(element));
   // The two kernels write disjoint channels: either order gives the same.
   const auto pass = [&] {
-    if (!gated_outputs) return;
+    if (!p.computed) return;
     const std::string error = pass_through(PassThroughParams{p.y, p.computed, p.epilogue, c.batch}, element, nullptr);
     expect(error.empty(), what + ": " + error);
   };
   if (element == Element::kHalf) pass();
   const std::string why = conv_gemm(p, element, blocks, nullptr);
   expect(why.empty(), what + ": " + why);
-  if (element == Element::kBFloat) pass();
+  if (spread) must_run(conv_gemm_finish(p, element, blocks + 1, nullptr), what);
+  if (element != Element::kHalf) pass();
 
   std::vector<double> expected(y.values.size());
   for (int n = 0; n < c.batch; ++n) {
@@ -126,9 +144,11 @@ void run(const Case& c, WeightLayout layout, int blocks, unsigned seed) {
   y.compare(expected, rounding<T>(), what);
 }
 
-// An image gives the same bits alone and in a batch, whatever its neighbours' sets.
-void batch_invariance() {
+// An image gives the same bits alone and in a batch, whatever its neighbours' sets, and wherever its segments are
+// summed.
+void batch_invariance(WeightLayout layout, int segments) {
   constexpr int kChannels = 40, kOutputs = 72, kSize = 6, kBatch = 3;
+  const bool dense = layout == WeightLayout::kDense;
   Random random(99);
   ConvShape s{kSize, kSize, kSize, kSize, kChannels, kOutputs, 3, 3, 1, 1, 1, 1, 1, 1};
   Array<Half> weights(static_cast<size_t>(9) * (kChannels + 1) * kOutputs);
@@ -137,29 +157,34 @@ void batch_invariance() {
     for (int k = 0; k < kOutputs; ++k) weights[weight_by_input(s, tap, kChannels, k)] = from_float<Half>(0.0f);
   }
   const Mask inputs = random.mask(kBatch, kChannels, 0.5), outputs = random.mask(kBatch, kOutputs, 0.5);
-  Map<Half> x(kBatch, kChannels, kSize, kSize, &inputs), y(kBatch, kOutputs, kSize, kSize, &outputs);
+  Map<Half> x(kBatch, kChannels, kSize, kSize, dense ? nullptr : &inputs), y(kBatch, kOutputs, kSize, kSize, &outputs);
   x.fill(random);
   ConvParams p{};
   p.x = x.ref();
   p.y = y.ref();
-  p.computed = y.sets.data();
+  p.computed = dense ? nullptr : y.sets.data();
   p.weights = weights.data();
   p.epilogue = Epilogue{nullptr, nullptr, nullptr, 0, MapRef{}, -INFINITY, INFINITY, 0.0f, INFINITY};
   p.shape = s;
-  p.layout = WeightLayout::kTwoSided;
+  p.layout = layout;
   p.batch = kBatch;
   p.groups = 1;
+  p.segments = segments;
   expect(conv_gemm(p, Element::kHalf, 2, nullptr).empty(), "batch of three");
   const size_t image_bytes = static_cast<size_t>(kSize * kSize) * round_up(kOutputs, kChunk) * sizeof(Half);
   for (int n = 0; n < kBatch; ++n) {
     Array<Half> alone(image_bytes / sizeof(Half));
+    Array<float> partials(static_cast<size_t>(gemm_partials(s, 1, segments)));
     ConvParams q = p;
     q.batch = 1;
     q.x.data = &x.element(n, 0, 0);
-    q.x.stored = x.sets.data() + static_cast<size_t>(n) * set_record_bytes(kChannels);
+    if (!dense) q.x.stored = x.sets.data() + static_cast<size_t>(n) * set_record_bytes(kChannels);
     q.y.data = alone.data();
-    q.y.stored = q.computed = y.sets.data() + static_cast<size_t>(n) * set_record_bytes(kOutputs);
+    q.y.stored = y.sets.data() + static_cast<size_t>(n) * set_record_bytes(kOutputs);
+    if (!dense) q.computed = q.y.stored;
+    q.partials = partials.data();
     expect(conv_gemm(q, Element::kHalf, 5, nullptr).empty(), "one image");
+    expect(conv_gemm_finish(q, Element::kHalf, 1, nullptr).empty(), "its sums");
     expect(memcmp(alone.data(), &y.element(n, 0, 0), image_bytes) == 0, "bits depend on the batch");
   }
 }
@@ -169,10 +194,19 @@ void refusals() {
   expect(!conv_gemm(p, Element::kHalf, 1, nullptr).empty(), "an empty convolution is refused");
   p.shape = ConvShape{1, 1, 1, 1, 8, 8, 1, 1, 1, 1, 0, 0, 1, 1};
   p.x.channels = p.y.channels = 8;
-  p.batch = p.groups = 1;
+  p.batch = p.groups = p.segments = 1;
   p.layout = WeightLayout::kByOutput;
   p.x.stored = &p;
   expect(!conv_gemm(p, Element::kHalf, 1, nullptr).empty(), "by output needs a dense input");
+  p.x.stored = nullptr;
+  p.layout = WeightLayout::kDense;
+  p.computed = &p;
+  expect(!conv_gemm(p, Element::kHalf, 1, nullptr).empty(), "dense convolutions have no list of outputs");
+  p.computed = nullptr;
+  expect(!conv_gemm_finish(p, Element::kHalf, 1, nullptr).empty(), "nothing to finish without partial sums");
+  p.segments = 0;
+  expect(!conv_gemm(p, Element::kHalf, 1, nullptr).empty(), "no segments");
+  p.segments = 1;
   p.groups = 2;
   expect(!conv_gemm(p, Element::kHalf, 1, nullptr).empty(), "groups are refused");
 }
@@ -187,15 +221,21 @@ int main() {
                                           emulator::Schedule::kShuffled};
   unsigned seed = 0;
   for (const Case& c : kCases) {
-    for (WeightLayout layout : {WeightLayout::kByInput, WeightLayout::kByOutput, WeightLayout::kTwoSided}) {
-      if (layout == WeightLayout::kByOutput && c.live_inputs >= 0) continue;
+    for (WeightLayout layout :
+         {WeightLayout::kByInput, WeightLayout::kByOutput, WeightLayout::kTwoSided, WeightLayout::kDense}) {
+      const bool all_inputs = layout == WeightLayout::kByOutput || layout == WeightLayout::kDense;
+      if (all_inputs && c.live_inputs >= 0) continue;
       emulator::schedule = schedules[seed % 3];
-      run<Half>(c, layout, seed % 4 + 1, seed);
-      run<BFloat>(c, layout, 7, seed + 1000);
+      const int segments = seed % 4 == 0 ? 1 : static_cast<int>(seed % 4) + 1;
+      run<Half>(c, layout, segments, seed % 2 != 0, static_cast<int>(seed % 4) + 1, seed);
+      run<BFloat>(c, layout, 1, false, 7, seed + 1000);
+      run<float>(c, layout, segments, seed % 2 == 0, 3, seed + 2000);
       ++seed;
     }
   }
-  batch_invariance();
+  batch_invariance(WeightLayout::kTwoSided, 1);
+  batch_invariance(WeightLayout::kTwoSided, 3);
+  batch_invariance(WeightLayout::kDense, 4);
   refusals();
   return report("conv_gemm");
 }

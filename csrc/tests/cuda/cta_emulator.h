@@ -291,7 +291,13 @@ struct BFloat {
   uint16_t raw;
 };
 
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair {
+  T low, high;
+};
+
 inline float to_float(Half v) { return static_cast<float>(v); }
+inline float to_float(float v) { return v; }
 inline float to_float(BFloat v) {
   const uint32_t wide = static_cast<uint32_t>(v.raw) << 16;
   float result;
@@ -303,6 +309,10 @@ inline T from_float(float v);
 template <>
 inline Half from_float<Half>(float v) {
   return static_cast<Half>(v);
+}
+template <>
+inline float from_float<float>(float v) {
+  return v;
 }
 template <>
 inline BFloat from_float<BFloat>(float v) {  // round to nearest even
@@ -352,11 +362,25 @@ inline void load_matrices_at(uint32_t (&r)[4], const void* row, bool transposed)
 inline void load_matrices(uint32_t (&r)[4], const void* row) { load_matrices_at(r, row, false); }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) { load_matrices_at(r, row, true); }
 
+// Rounds fp32 to tf32: nearest, ties away from zero.
 template <typename T>
-inline float element(uint32_t pair, int which) {
-  const uint16_t raw = static_cast<uint16_t>(pair >> (16 * which));
+inline uint32_t operand(uint32_t raw) {
+  const bool finite = (raw & 0x7F800000u) != 0x7F800000u;
+  return sizeof(T) == 2 || !finite ? raw : (raw + 0x1000) & 0xFFFFE000u;
+}
+
+// Element k of a fragment whose registers for k are given in two halves: two 16-bit elements or one fp32 per register.
+template <typename T, typename Registers>
+inline float element(int k, Registers registers) {
+  if (sizeof(T) == 4) {
+    const uint32_t raw = registers(k & 3, k >> 2) & 0xFFFFE000u;  // the hardware reads 19 bits
+    float value;
+    memcpy(&value, &raw, 4);
+    return value;
+  }
+  const uint16_t raw = static_cast<uint16_t>(registers((k & 7) >> 1, k >> 3) >> (16 * (k & 1)));
   T value;
-  memcpy(&value, &raw, 2);
+  memcpy(&value, &raw, std::min<size_t>(2, sizeof(T)));
   return to_float(value);
 }
 
@@ -372,10 +396,10 @@ inline void multiply_accumulate(float (&c)[4], const uint32_t (&a)[4], uint32_t 
   for (int i = 0; i < 4; ++i) {
     const int row = group + (i >> 1) * 8, column = pair + (i & 1);
     float sum = c[i];
-    for (int k = 0; k < 16; ++k) {
-      const uint32_t from_a = w.a[side][(row & 7) * 4 + ((k & 7) >> 1)][(row >> 3) + 2 * (k >> 3)];
-      const uint32_t from_b = w.b[side][column * 4 + ((k & 7) >> 1)][k >> 3];
-      sum += element<T>(from_a, k & 1) * element<T>(from_b, k & 1);
+    for (int k = 0; k < (sizeof(T) == 2 ? 16 : 8); ++k) {
+      const auto a_of = [&](int place, int half) { return w.a[side][(row & 7) * 4 + place][(row >> 3) + 2 * half]; };
+      const auto b_of = [&](int place, int half) { return w.b[side][column * 4 + place][half]; };
+      sum += element<T>(k, a_of) * element<T>(k, b_of);
     }
     c[i] = sum;
   }

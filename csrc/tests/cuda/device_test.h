@@ -121,13 +121,14 @@ struct Map {
   T& element(int n, int pixel, int place) {
     return memory[(static_cast<size_t>(n) * h * w + pixel) * round_up(channels, kChunk) + place];
   }
-  void fill(Random& random) {
+  static T any_value(Random& random) { return from_float<T>(random.uniform()); }
+  void fill(Random& random, T (*draw)(Random&) = any_value) {
     for (int n = 0; n < batch; ++n) {
       for (int c = 0; c < channels; ++c) {
         if (!stored(n, c)) continue;
         const int p = place(n, c);
         for (int pixel = 0; pixel < h * w; ++pixel) {
-          const T v = from_float<T>(random.uniform());
+          const T v = draw(random);
           element(n, pixel, p) = v;
           values[at(n, pixel, c)] = to_float(v);
         }
@@ -183,6 +184,20 @@ template <>
 inline double rounding<BFloat>() {
   return 1.0 / 128;
 }
+
+template <>
+inline double rounding<float>() {
+  return 1e-5;
+}
+
+template <typename T>
+constexpr Element element_of() {
+  return std::is_same<T, Half>::value     ? Element::kHalf
+         : std::is_same<T, BFloat>::value ? Element::kBFloat
+                                          : Element::kFloat;
+}
+
+inline void must_run(const std::string& error, const std::string& what) { expect(error.empty(), what + ": " + error); }
 
 inline int report(const char* what) {
   printf("%s: %s\n", what, failures ? "FAILED" : "passed");

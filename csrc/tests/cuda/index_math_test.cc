@@ -11,6 +11,8 @@ namespace {
 
 static_assert(ceil_div(49, 64) == 1 && round_up(33, 32) == 64);
 static_assert(chunk_bytes(0, 30) == 16 && chunk_bytes(3, 30) == 12 && chunk_bytes(4, 30) == 0);
+static_assert(chunk_bytes(7, 30, 4) == 8 && chunk_bytes(8, 30, 4) == 0, "chunks of fp32 hold four channels");
+static_assert(segment_begin(0, 3, 7) == 0 && segment_begin(1, 3, 7) == 2 && segment_begin(3, 3, 7) == 7);
 static_assert(k_walker(37, 4, 3, 3).tap(3) == 9, "past the last tap");
 static_assert(k_walker(5, 0, 3, 3).tap_y == 3, "an empty image has no chunks");
 
@@ -41,6 +43,21 @@ void swizzles() {
         expect(banks.size() == 8, "ldmatrix without bank conflicts");
       }
     }
+  }
+}
+
+// Words of fp32 rows: four rows times eight columns, as one fragment reads them, lie in all 32 banks.
+void words() {
+  for (int column = 0; column < 64; column += 8) {
+    std::set<int> banks, places;
+    for (int row = 0; row < 4; ++row) {
+      for (int c = column; c < column + 8; ++c) {
+        const int word = swizzle16(row, c >> 2) * 4 + (c & 3);
+        banks.insert(word % 32);
+        places.insert(word);
+      }
+    }
+    expect(banks.size() == 32 && places.size() == 32, "fp32 fragments without bank conflicts");
   }
 }
 
@@ -116,6 +133,7 @@ int main() {
   using namespace dynprune::cuda::testing;
   walkers_agree_with_division();
   swizzles();
+  words();
   tiles_are_located();
   convolution({7, 7, 7, 7, 20, 12, 3, 3, 1, 1, 1, 1, 1, 1}, 0.5, 1);
   convolution({9, 8, 5, 4, 33, 9, 3, 3, 2, 2, 1, 1, 1, 1}, 0.4, 2);

@@ -5,13 +5,6 @@
 namespace dynprune::cuda::testing {
 namespace {
 
-void must_run(const std::string& error, const std::string& what) { expect(error.empty(), what + ": " + error); }
-
-template <typename T>
-constexpr Element element() {
-  return std::is_same<T, Half>::value ? Element::kHalf : Element::kBFloat;
-}
-
 void sets_from_masks() {
   Random random(1);
   for (int channels : {1, 8, 31, 32, 33, 200}) {
@@ -54,7 +47,7 @@ void grouped(int channels, int outputs, int groups, int stride, double live, boo
   p.shape = s;
   p.batch = kBatch;
   p.groups = groups;
-  must_run(conv_direct(p, element<T>(), nullptr), "conv_direct");
+  must_run(conv_direct(p, element_of<T>(), nullptr), "conv_direct");
   std::vector<double> expected(y.values.size());
   for (int n = 0; n < kBatch; ++n) {
     for (int pixel = 0; pixel < out * out; ++pixel) {
@@ -96,7 +89,7 @@ void pooling(PoolKind kind, bool include_pad, bool adaptive, unsigned seed) {
   p.count_include_pad = include_pad;
   p.adaptive = adaptive;
   p.batch = kBatch;
-  must_run(pool2d(p, element<T>(), nullptr), "pool2d");
+  must_run(pool2d(p, element_of<T>(), nullptr), "pool2d");
   std::vector<double> expected(y.values.size());
   for (int n = 0; n < kBatch; ++n) {
     for (int c = 0; c < kChannels; ++c) {
@@ -131,7 +124,7 @@ void spatial_reductions() {
   for (int kind = 0; kind <= static_cast<int>(SpatialKind::kMaxAbs); ++kind) {
     Array<float> y(kBatch * kChannels);
     const auto k = static_cast<SpatialKind>(kind);
-    must_run(spatial_reduce({x.ref(), y.data(), k, kBatch}, element<T>(), nullptr), "spatial_reduce");
+    must_run(spatial_reduce({x.ref(), y.data(), k, kBatch}, element_of<T>(), nullptr), "spatial_reduce");
     for (int n = 0; n < kBatch; ++n) {
       for (int c = 0; c < kChannels; ++c) {
         double sum = 0.0, sum_abs = 0.0, squares = 0.0, low = INFINITY, high = -INFINITY;
@@ -160,8 +153,8 @@ void repacking() {
   const Mask stored = random.mask(kBatch, kChannels, 0.5);
   Map<T> map(kBatch, kChannels, kSize, kSize, &stored);
   Array<float> planes(random.vector(map.values.size())), back(map.values.size());
-  must_run(pack_map({map.ref(), planes.data(), kBatch}, element<T>(), nullptr), "pack_map");
-  must_run(unpack_map({map.ref(), back.data(), kBatch}, element<T>(), nullptr), "unpack_map");
+  must_run(pack_map({map.ref(), planes.data(), kBatch}, element_of<T>(), nullptr), "pack_map");
+  must_run(unpack_map({map.ref(), back.data(), kBatch}, element_of<T>(), nullptr), "unpack_map");
   for (size_t i = 0; i < planes.size(); ++i) {
     const float expected = stored[i / (kSize * kSize)] ? to_float(from_float<T>(planes[i])) : 0.0f;
     expect(back[i] == expected, "repacking element " + std::to_string(i));
@@ -272,6 +265,7 @@ int main() {
     sorting();
     all_elements<Half>();
     all_elements<BFloat>();
+    all_elements<float>();
   }
   return report("map kernels");
 }

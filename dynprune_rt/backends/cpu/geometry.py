@@ -124,8 +124,15 @@ def convolution_taps(
     stride: tuple[int, int],
     padding: tuple[int, int, int, int],
     dilation: tuple[int, int],
+    split: bool = True,
 ) -> Taps:
-    """Where each tap of a convolution reads. Sizes are (height, width), padding (t, l, b, r)."""
+    """Where each tap of a convolution reads. Sizes are (height, width), padding (t, l, b, r).
+
+    Without ``split`` the map stays whole whatever the stride, and offsets are relative to ``stride * position``.
+    """
+    step = (1, 1) if split else stride  # between the pixels of adjoining outputs
+    if not split:
+        stride = (1, 1)
     phase_size = (-(-size[0] // stride[0]), -(-size[1] // stride[1]))
     offsets = []
     for r in range(kernel[0]):
@@ -137,7 +144,7 @@ def convolution_taps(
     reach = Reach(
         top=max(0, -min(rows)),
         left=max(0, -min(columns)),
-        bottom=max(0, out_size[0] - 1 + max(rows) - (phase_size[0] - 1)),
-        right=max(0, out_size[1] - 1 + max(columns) - (phase_size[1] - 1)),
+        bottom=max(0, (out_size[0] - 1) * step[0] + max(rows) - (phase_size[0] - 1)),
+        right=max(0, (out_size[1] - 1) * step[1] + max(columns) - (phase_size[1] - 1)),
     )
     return Taps(tuple(offsets), phase_size, reach)

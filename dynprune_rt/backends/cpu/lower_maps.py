@@ -30,6 +30,12 @@ from dynprune_rt.ir.graph import Node, Value
 from dynprune_rt.ir.types import QUANTIZED
 
 _UNBOUNDED = (-math.inf, math.inf)
+#: Fewer outputs than this would leave most lanes of a strided convolution empty.
+_FEWEST_LANES = 9
+#: The kernel for 7x7 layers reads a few maps: kMaxStemInputs of csrc/cpu/kernels.h.
+_MOST_STEM_INPUTS = 4
+#: Maps up to this size fill few lanes of the other kernels, Winograd's tiles included.
+_TINY_MAP = 4
 
 Handler = Callable[[Recorder, Node], bool]
 
@@ -83,8 +89,12 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
         lower_linear(recorder, node, x, y)
         return True
 
-    taps = convolution_taps(_size(x), _size(y), kernel, stride, padding, dilation)
     out_channels = y.type.channels
+    lanes = recorder.builder.has_channel_lanes and groups == 1 and stride[1] <= 2
+    whole = stride != (1, 1) and (
+        (lanes and out_channels >= _FEWEST_LANES) or (groups == x.type.channels > 1 and stride[1] == 2)
+    )
+    taps = convolution_taps(_size(x), _size(y), kernel, stride, padding, dilation, split=not whole)
     residual_view = None if residual is None else recorder.as_map(residual)
     in_storages = recorder.as_map(x).storages
     if (
@@ -101,6 +111,8 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     if stride == (1, 1):
         source = recorder.as_map(x)
         source.pitch_class.unite(out.pitch_class)
+    elif whole:
+        source = recorder.as_map(x)
     else:
         source = recorder.phase_split(x, (stride[0], stride[1]))
         source.pitch_class.unite(out.pitch_class)
@@ -115,8 +127,12 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     if node.computed is not None and node.computed is not y.live and not free_pass:
         pass_list = recorder.list_of(y.live, node.computed, out_channels)
 
+    stem = whole and recorder.builder.has_stem and x.type.channels <= _MOST_STEM_INPUTS
+    stem = stem and kernel == (7, 7) and stride == (2, 2) and padding == (3, 3, 3, 3) and dilation == (1, 1)
     site = None
-    if recorder.builder.has_winograd and _is_winograd_shape(kernel, stride, dilation, padding, groups, _size(y)):
+    tiny = lanes and min(_size(y)) <= _TINY_MAP
+    winograd = recorder.builder.has_winograd and not tiny
+    if winograd and _is_winograd_shape(kernel, stride, dilation, padding, groups, _size(y)):
         site = WinogradSite(x.type.channels, out_channels, out)
         recorder.winograd_sites.append(site)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
@@ -125,6 +141,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     else:
         shift_flat = recorder.constant_vector(shift, out_channels)
     gate_flat = None if gate is None else recorder.as_flat(gate)
+    gate_is_mask = gate is not None and recorder.is_own_mask(gate, computed)
     residual_live = None if residual is None else recorder.mask_flat(residual.live)
     pool_flats = [recorder.new_flat(v) for v in node.outputs[1:]]
     macs_per_pair = math.prod(_size(y)) * math.prod(kernel)
@@ -136,9 +153,12 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             out_map=recorder.map_id(out),
             weights=weights,
             groups=groups,
+            stride=stride if whole else (1, 1),
+            channel_lanes=lanes and (whole or (stride == (1, 1) and site is None)),
             tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
             bias=recorder.flat_id(bias_flat),
             gate=recorder.flat_id(gate_flat),
+            gate_is_mask=gate_is_mask,
             shift=recorder.flat_id(shift_flat),
             residual_map=-1 if residual_view is None else recorder.map_id(residual_view),
             residual_live=recorder.flat_id(residual_live),
@@ -149,6 +169,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             pass_list=-1 if pass_list is None else pass_list.index,
             stored_list=-1 if stored_list is None else stored_list.index,
             pools=[(getattr(_C.Reduce, k), recorder.flat_id(f)) for k, f in zip(pools, pool_flats, strict=True)],
+            stem=stem,
             winograd_m=0 if site is None else site.m,
             winograd_form=_C.WinogradWeights.transformed if site is None else site.form,
             winograd_scratch=recorder.winograd_scratch,

@@ -21,6 +21,7 @@ from dynprune_rt.backends.cpu.storage import Arena, FlatStorage, FlatView, MapVi
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.types import CHANNELS_PER_WORD
+from dynprune_rt.ir.value_ranges import ValueFacts
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Recorder:
         self.builder = _C.PlanBuilder(isa)
         self.position = 0
         self.users = graph.users()
+        self.facts = ValueFacts(graph)
         self._last_use = self._last_uses()
         self._steps: list[_Step] = []
         self._maps: dict[Value, MapView] = {}
@@ -254,6 +256,16 @@ class Recorder:
         assert gate is not None and zero is not None
         is_zero = self.graph.is_constant(zero) and not self.graph.constant(zero).any()
         return gate if is_zero and per_image_shape(gate) == per_image_shape(mask) else None
+
+    def is_own_mask(self, gate: Value, computed: Value | None) -> bool:
+        """Are the channels of the list ``computed`` those where ``gate`` is not 0, and is it 1 there?"""
+        node = None if computed is None else computed.producer
+        if node is None or node.op != "ne" or node.inputs[0] is not gate:
+            return False
+        zero = node.inputs[1]
+        assert zero is not None
+        constant_zero = self.graph.is_constant(zero) and not self.graph.constant(zero).any()
+        return constant_zero and self.facts.range(gate).binary
 
     def live_list(self, value: Value) -> LiveListRef:
         """The stored channels of a value.

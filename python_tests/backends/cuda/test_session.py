@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dynprune_rt
+from dynprune_rt import torch_module
 from dynprune_rt.backends.cuda.maps import PRECISIONS
 from dynprune_rt.backends.cuda.session import CudaSession
 from dynprune_rt.errors import DeviceError, InputError
@@ -169,3 +170,10 @@ def test_an_old_gpu_is_refused(program: Program, emulated: ModuleType) -> None:
 def test_an_unknown_precision(program: Program, emulated: ModuleType) -> None:
     with pytest.raises(InputError, match=f"knows {', '.join(PRECISIONS)}"):
         session(program, emulated, "fp8")
+
+
+def test_as_a_torch_module(program: Program, gpu: CudaSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_module, "_SESSIONS", {})
+    monkeypatch.setattr(torch_module, "load", lambda *given: gpu)
+    x = torch.from_numpy(images(2, 8))
+    torch.testing.assert_close(torch_module.TorchModule(program, device="cuda")(x), gpu.run(x), rtol=0, atol=0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dynprune_rt.ir import interpreter
 from dynprune_rt.ir.graph import Value
-from dynprune_rt.passes.value_ranges import ValueFacts, hard_part
+from dynprune_rt.ir.value_ranges import ValueFacts, hard_part
 from python_tests.passes.networks import Network, inputs_for
 from python_tests.passes.random_networks import RandomNetwork
 
