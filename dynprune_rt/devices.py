@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
+
+from dynprune_rt.cuda_driver import driver_facts
 
 #: Oldest GPUs that the kernels are written for: asynchronous copies and bf16 tensor cores (Ampere).
 OLDEST_CAPABILITY = (8, 0)
@@ -13,33 +16,61 @@ OLDEST_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class CudaStatus:
-    """``built``: the CUDA module is part of this installation; ``usable``: it can run here; ``reason``: in words."""
+    """What a session on a GPU would run on, and why not.
+
+    ``built``: the CUDA module is part of this installation. ``usable``: a session can be opened. ``kernels``: whose
+    kernels it uses: "cuda", "triton" where there is no CUDA module, "" where it cannot be opened. ``reason``: in words.
+    """
 
     built: bool
     usable: bool
     reason: str
+    kernels: str = ""
 
 
 def cuda_status() -> CudaStatus:
-    """Report on the CUDA module, the driver, the first GPU and torch. Never raises; does not import torch."""
+    """Report on the CUDA module, Triton, the driver, the first GPU and torch. Never raises; does not import torch."""
     module, why = cuda_module()
+    built = module is not None or importlib.util.find_spec("dynprune_rt._cu") is not None
     if module is None:
-        return CudaStatus(importlib.util.find_spec("dynprune_rt._cu") is not None, False, why)
+        return _triton_status(built, why)
     devices, reason, runtime, driver, _ = module.probe()
     if devices < 1:
         installed = f"the driver supports CUDA {_version(driver)}" if driver else "no NVIDIA driver is installed"
-        return CudaStatus(True, False, f"{reason} (built with CUDA {_version(runtime)}; {installed})")
+        return CudaStatus(built, False, f"{reason} (built with CUDA {_version(runtime)}; {installed})")
     try:
         name, major, minor, _ = module.device_facts(0)
     except RuntimeError as error:
-        return CudaStatus(True, False, str(error))
-    gpu = f"{name}, compute capability {major}.{minor}"
-    if (major, minor) < OLDEST_CAPABILITY:
+        return CudaStatus(built, False, str(error))
+    if missing := _missing(name, (major, minor)):
+        return CudaStatus(built, False, missing)
+    gpu = f"{name}, compute capability {major}.{minor}, {devices} device(s)"
+    return CudaStatus(built, True, f"{gpu}; kernels of the CUDA module, CUDA {_version(runtime)}", "cuda")
+
+
+def _triton_status(built: bool, why: str) -> CudaStatus:
+    """Where there is no CUDA module, for the reason ``why``."""
+    if importlib.util.find_spec("triton") is None:
+        return CudaStatus(built, False, f"{why}; Triton, whose kernels would take their place, is not installed")
+    version = importlib.metadata.version("triton")
+    facts = driver_facts()
+    if facts.devices < 1:
+        return CudaStatus(built, False, f"{why}; for Triton's kernels (Triton {version}): {facts.reason}")
+    if missing := _missing(facts.name, facts.capability):
+        return CudaStatus(built, False, f"{why}; for Triton's kernels (Triton {version}): {missing}")
+    gpu = f"{facts.name}, compute capability {facts.capability[0]}.{facts.capability[1]}, {facts.devices} device(s)"
+    return CudaStatus(built, True, f"{gpu}; kernels of Triton {version}, since {why}", "triton")
+
+
+def _missing(name: str, capability: tuple[int, int]) -> str:
+    """Why this GPU cannot be used; empty if it can."""
+    gpu = f"{name}, compute capability {capability[0]}.{capability[1]}"
+    if capability < OLDEST_CAPABILITY:
         oldest = ".".join(map(str, OLDEST_CAPABILITY))
-        return CudaStatus(True, False, f"{gpu} is too old: {oldest} (Ampere) or newer is needed")
+        return f"{gpu} is too old: {oldest} (Ampere) or newer is needed"
     if importlib.util.find_spec("torch") is None:
-        return CudaStatus(True, False, f"{gpu}; PyTorch, which owns the GPU's memory, is not installed")
-    return CudaStatus(True, True, f"{gpu}, {devices} device(s), CUDA {_version(runtime)}")
+        return f"{gpu}; PyTorch, which owns the GPU's memory, is not installed"
+    return ""
 
 
 def cuda_module() -> tuple[ModuleType | None, str]:

@@ -31,21 +31,32 @@ def load(source: str | os.PathLike[str] | Program, device: Literal["cpu"] = "cpu
 
 @overload
 def load(
-    source: str | os.PathLike[str] | Program, device: str, threads: int = 0, precision: str = "fp16"
+    source: str | os.PathLike[str] | Program,
+    device: str,
+    threads: int = 0,
+    precision: str = "fp16",
+    tune_batch: int = 32,
 ) -> Session | CudaSession: ...
 
 
 def load(
-    source: str | os.PathLike[str] | Program, device: str = "cpu", threads: int = 0, precision: str = "fp16"
+    source: str | os.PathLike[str] | Program,
+    device: str = "cpu",
+    threads: int = 0,
+    precision: str = "fp16",
+    tune_batch: int = 32,
 ) -> Session | CudaSession:
     """Prepare a program for running.
 
     ``source``: the path of a ``.dpr`` file, or a `Program`. ``device``: "cpu", "cuda" or "cuda:<number>".
     ``threads``: CPU threads for one `Session.run`, 0 = one per core that this process may use.
-    ``precision``: on a GPU, what activations and convolution weights are stored in: "fp16" or "bf16".
+    ``precision``: on a GPU, what activations and convolution weights are stored in: "fp16", "bf16", or "tf32" for fp32
+    that is multiplied as tf32. ``tune_batch``: on a GPU, the batch size for which it is measured which layers are
+    faster dense (kept on disk, see DYNPRUNE_RT_CACHE); the same for all batches, so that results do not depend on
+    them. 0 measures nothing and skips whatever can be skipped.
 
     Raises ArtifactError for a damaged file, DeviceError for an unknown or unusable device or an instruction set
-    (environment variable DYNPRUNE_RT_ISA) that this CPU lacks, InputError for a bad thread count or precision.
+    (environment variable DYNPRUNE_RT_ISA) that this CPU lacks, InputError for a bad thread count, precision or batch.
     """
     program = source if isinstance(source, Program) else Program.load(Path(source))
     if device == "cpu":
@@ -57,7 +68,7 @@ def load(
         raise DeviceError(f"device {device!r} cannot be used: {status.reason}. Run on the CPU: device='cpu'")
     from dynprune_rt.backends.cuda.session import open_session
 
-    return open_session(program, str(device), precision)
+    return open_session(program, str(device), precision, _tune_batch(tune_batch))
 
 
 def cpu_isa() -> str:
@@ -80,6 +91,12 @@ def available_isas() -> list[str]:
     from dynprune_rt import _C
 
     return list(_C.available_isas())
+
+
+def _tune_batch(batch: int) -> int:
+    if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 0:
+        raise InputError(f"tune_batch must be a batch size, or 0, got {batch!r}")
+    return int(batch)
 
 
 def _thread_count(threads: int) -> int:

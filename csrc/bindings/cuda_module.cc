@@ -55,7 +55,8 @@ void check(const char* kernel, const std::string& why) {
 }
 
 ConvParams conv_params(const Map& x, const Map& y, uintptr_t computed, uintptr_t weights, const EpilogueArgs& args,
-                       const std::array<int, 8>& geometry, int layout, int groups, int batch) {
+                       const std::array<int, 8>& geometry, int layout, int groups, int batch, int segments = 1,
+                       uintptr_t partials = 0) {
   const auto [kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w] = geometry;
   ConvParams p{};
   p.x = map_ref(x);
@@ -68,6 +69,8 @@ ConvParams conv_params(const Map& x, const Map& y, uintptr_t computed, uintptr_t
   p.layout = static_cast<WeightLayout>(layout);
   p.groups = groups;
   p.batch = batch;
+  p.segments = segments;
+  p.partials = pointer<float>(partials);
   return p;
 }
 
@@ -75,6 +78,7 @@ ConvParams conv_params(const Map& x, const Map& y, uintptr_t computed, uintptr_t
 
 PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
   m.doc() = "CUDA kernels of dynprune-rt; importable without a driver or a GPU";
+  m.attr("VERSION") = kKernelsVersion;
   m.attr("MAX_SORT_LENGTH") = kMaxSortLength;
   m.attr("MAX_CHANNELS") = kMaxChannels;
 
@@ -97,14 +101,20 @@ PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
               live_lists({pointer<const uint8_t>(mask), pointer(sets), batch, channels}, pointer(stream)));
       },
       released);
-  m.def(
-      "conv_gemm",
-      [](const Map& x, const Map& y, uintptr_t computed, uintptr_t weights, const EpilogueArgs& args,
-         const std::array<int, 8>& geometry, int layout, int batch, int element, int blocks, uintptr_t stream) {
-        const ConvParams p = conv_params(x, y, computed, weights, args, geometry, layout, 1, batch);
-        check("conv_gemm", conv_gemm(p, static_cast<Element>(element), blocks, pointer(stream)));
-      },
-      released);
+  const auto def_gemm = [&](const char* name, std::string (*call)(const ConvParams&, Element, int, void*)) {
+    m.def(
+        name,
+        [name, call](const Map& x, const Map& y, uintptr_t computed, uintptr_t weights, const EpilogueArgs& args,
+                     const std::array<int, 8>& geometry, int layout, int batch, int segments, uintptr_t partials,
+                     int element, int blocks, uintptr_t stream) {
+          const ConvParams p =
+              conv_params(x, y, computed, weights, args, geometry, layout, 1, batch, segments, partials);
+          check(name, call(p, static_cast<Element>(element), blocks, pointer(stream)));
+        },
+        released);
+  };
+  def_gemm("conv_gemm", &conv_gemm);
+  def_gemm("conv_gemm_finish", &conv_gemm_finish);
   m.def(
       "conv_direct",
       [](const Map& x, const Map& y, uintptr_t computed, uintptr_t weights, const EpilogueArgs& args,

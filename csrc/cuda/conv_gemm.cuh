@@ -26,7 +26,8 @@ DYNPRUNE_HD constexpr size_t gemm_shared_bytes(int channels, int batch, bool tot
 }
 
 template <typename T, WeightLayout L>
-__global__ void __launch_bounds__(kGemmThreads, 4) conv_gemm_kernel(const __grid_constant__ ConvParams p) {
+__global__ void __launch_bounds__(kGemmThreads, sizeof(T) == 2 ? 4 : 3)
+    conv_gemm_kernel(const __grid_constant__ ConvParams p) {
   constexpr bool kDense = L == WeightLayout::kDense, kRowsOfInputs = L == WeightLayout::kByOutput;
   constexpr bool kRowsOfOutputs = kDense || L == WeightLayout::kByInput;
   constexpr int kUnit = 16 / sizeof(T);     // elements of a chunk

@@ -137,7 +137,7 @@ __device__ __forceinline__ float* partial_sums(const ConvParams& p, int tile, in
 
 // Adds the segments up in order and finishes the tiles; with the same grid numbering as conv_gemm_kernel.
 template <typename T, WeightLayout L>
-__global__ void __launch_bounds__(kGemmThreads) conv_gemm_finish_kernel(const __grid_constant__ ConvParams p) {
+__global__ void __launch_bounds__(kGemmThreads, 4) conv_gemm_finish_kernel(const __grid_constant__ ConvParams p) {
   int* const first = reinterpret_cast<int*>(shared_memory());
   const int total = number_tiles<L>(p, first);
   for (int tile = blockIdx.x; tile < total; tile += gridDim.x) {

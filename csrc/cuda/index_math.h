@@ -11,8 +11,8 @@
 
 namespace dynprune::cuda {
 
-// Channels in a group: rows of channels and of weights are padded to groups, and outputs are picked by group. A group of
-// 16-bit elements is the 16 bytes that one asynchronous copy moves; one of fp32 is two copies.
+// Channels in a group: rows of channels and of weights are padded to groups, and outputs are picked by group. A group
+// of 16-bit elements is the 16 bytes that one asynchronous copy moves; one of fp32 is two copies.
 constexpr int kChunk = 8;
 // Position of a channel that a map does not store.
 constexpr unsigned kAbsent = 0xFFFF;
@@ -44,8 +44,8 @@ DYNPRUNE_HD constexpr int input_pixel(const ConvShape& s, int out_pixel, int tap
   return iy * s.in_w + ix;
 }
 
-// The K dimension of the implicit GEMM is a list of chunks of 16 bytes, taps outermost; a walker steps through it without
-// division.
+// The K dimension of the implicit GEMM is a list of chunks of 16 bytes, taps outermost; a walker steps through it
+// without division.
 struct KWalker {
   int index;  // position in the list
   int chunk;  // chunk of the image's stored channels

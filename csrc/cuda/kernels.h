@@ -2,8 +2,8 @@
 // and the tests need no CUDA headers. All pointers are device memory; `stream` is a cudaStream_t.
 //
 // Maps are channels-last: [batch][h][w][pitch] elements (fp16, bf16, or fp32 for tf32 products), pitch = C up to a
-// multiple of 8. With `stored` null the row of a pixel holds all C channels; otherwise it holds those of the image's channel
-// set (index_math.h), packed at the row's start, and the rest of the row is undefined. Vectors are fp32 [N, C].
+// multiple of 8. With `stored` null the row of a pixel holds all C channels; otherwise it holds those of the image's
+// channel set (index_math.h), packed at the row's start, and the rest of the row is undefined. Vectors are fp32 [N, C].
 //
 // No kernel uses atomics on floats, none synchronises with the host, and the order of additions for one result
 // depends on the shapes and on that image's sets only, never on the batch.
@@ -14,6 +14,9 @@
 #include "cuda/index_math.h"
 
 namespace dynprune::cuda {
+
+// Counts changes of the kernels that change their speed: measured times of other versions are not used.
+constexpr int kKernelsVersion = 2;
 
 enum class Element : int { kHalf = 0, kBFloat = 1, kFloat = 2 };  // fp32 is multiplied as tf32
 
@@ -59,8 +62,9 @@ struct ConvParams {
   ConvShape shape;
   WeightLayout layout;
   int batch, groups;
-  // The sum over K is cut into `segments` that are added up in order: the bits of a result depend on their number alone.
-  // With `partials`, gemm_partials() floats, every segment is a block's work of its own and conv_gemm_finish must follow.
+  // The sum over K is cut into `segments` that are added up in order: the bits of a result depend on their number
+  // alone. With `partials`, gemm_partials() floats, every segment is a block's work of its own and conv_gemm_finish
+  // must follow.
   int segments;
   float* partials;
 };

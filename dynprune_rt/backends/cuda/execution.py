@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from dynprune_rt.backends.cuda.maps import ChannelSet, DeviceMap, Kernels
+from dynprune_rt.backends.cuda.kernels import Kernels
+from dynprune_rt.backends.cuda.maps import ChannelSet, DeviceMap
 from dynprune_rt.ir.graph import Value
 
 Tensor = Any
@@ -21,12 +22,18 @@ def stored_as_map(value: Value) -> bool:
 
 
 class Execution:
-    """Values by name of the graph's `Value`, with conversions made when a reader needs another form."""
+    """Values by name of the graph's `Value`, with conversions made when a reader needs another form.
 
-    def __init__(self, kernels: Kernels, constants: dict[Value, Tensor], batch: int, skip: bool) -> None:
+    ``packed``: the maps that are stored packed.
+    """
+
+    def __init__(
+        self, kernels: Kernels, constants: dict[Value, Tensor], batch: int, skip: bool, packed: frozenset[Value]
+    ) -> None:
         self.kernels = kernels
         self.batch = batch
         self.skip = skip
+        self._packed = packed
         self._constants = constants
         self._values: dict[Value, Tensor | DeviceMap] = {}
         self._sets: dict[Value, ChannelSet] = {}
@@ -50,12 +57,16 @@ class Execution:
             self._sets[mask] = self.kernels.channel_set(bits.expand(self.batch, bits.shape[1]))
         return self._sets[mask]
 
+    def stored(self, value: Value) -> ChannelSet | None:
+        """The set that a map is packed by; None where it stores all channels."""
+        return self.set(value.live) if value in self._packed else None
+
     def store(self, value: Value, result: Tensor | DeviceMap) -> None:
         """Keep a result, in the form that values of this type have."""
         if isinstance(result, DeviceMap):
             self._values[value] = result if stored_as_map(value) else self.kernels.unpack(result)
         elif stored_as_map(value):
-            self._values[value] = self.kernels.pack(result, self.set(value.live))
+            self._values[value] = self.kernels.pack(result, self.stored(value))
         else:
             self._values[value] = result
 
@@ -66,7 +77,7 @@ class Execution:
         """A graph output: contiguous [N, ...], zero in channels that are not live."""
         result = self.plain(value)
         live = self.set(value.live)
-        if live is not None and not stored_as_map(value):
+        if live is not None and value not in self._packed:
             keep = live.mask.reshape(*live.mask.shape, *[1] * (result.dim() - 2))
             result = torch.where(keep, result, torch.zeros((), dtype=result.dtype, device=result.device))
         if not value.type.batched:

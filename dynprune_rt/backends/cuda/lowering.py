@@ -1,7 +1,7 @@
 """From the graph to a plan of steps for the GPU.
 
-A plan chooses, per convolution, which sides are gathered, and holds the weights in that layout. Executing
-it queues kernels only: no step waits for the device, so that a plan can be captured as a CUDA graph.
+A plan holds convolution weights in the layouts that its modes need (`modes` says which there are). Executing it queues
+kernels only: no step waits for the device, so that a plan can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -15,41 +15,49 @@ import torch
 
 from dynprune_rt.backends.cuda import torch_ops, weights
 from dynprune_rt.backends.cuda.execution import Execution, stored_as_map
+from dynprune_rt.backends.cuda.kernels import Kernels
 from dynprune_rt.backends.cuda.maps import (
-    BY_INPUT,
     BY_OUTPUT,
+    DENSE,
+    MAX_CHANNELS,
+    MAX_SORT_LENGTH,
     REDUCE_KINDS,
-    TWO_SIDED,
+    ChannelSet,
     Epilogue,
-    Kernels,
 )
+from dynprune_rt.backends.cuda.modes import Choices, is_gemm, is_vector_conv, output_mask
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Graph, Node, Value
 
 Tensor = Any
 Run = Callable[[Execution], None]
 
-_LAYOUT_NAMES: Final = {BY_INPUT: "by_input", BY_OUTPUT: "by_output", TWO_SIDED: "two_sided"}
-
 
 @dataclass
 class Step:
-    """One node. ``kernel``: what executes it, for `profile`. ``releases``: values that nobody reads afterwards."""
+    """One node. ``kernel``: what executes it, by batch. ``releases``: values that nobody reads afterwards."""
 
     node: Node
-    kernel: str
+    kernel: Callable[[int], str]
     run: Run
     releases: list[Value] = field(default_factory=list)
 
 
 class CudaPlan:
-    """A graph prepared for one device. ``skip`` False: every channel is stored and computed, masks only multiply."""
+    """A graph prepared for one device, executed as ``choices`` say."""
 
-    def __init__(self, graph: Graph, kernels: Kernels, skip: bool, cache: DeviceConstants) -> None:
-        self.graph, self.kernels, self.skip = graph, kernels, skip
-        self.constants = cache.plain
-        self.steps = [_lower(node, graph, kernels, skip, cache) for node in graph.nodes]
-        _plan_releases(self.steps, graph, skip)
+    def __init__(self, graph: Graph, kernels: Kernels, choices: Choices, cache: DeviceConstants) -> None:
+        self.graph, self.kernels, self.choices = graph, kernels, choices
+        self.constants, self._cache = cache.plain, cache
+        self.steps = [_lower(node, graph, kernels, choices, cache) for node in graph.nodes]
+        self.products = [node for node in graph.nodes if is_gemm(node)]
+        self.upload(1)
+        _plan_releases(self.steps, graph)
+
+    def upload(self, batch: int) -> None:
+        """Bring the weights that the modes for this batch need to the device, which a capture cannot do."""
+        for node in self.products:
+            self._cache.weights(_weight(node), self.choices.mode(node, batch).layout)
 
     def execute(
         self, inputs: Sequence[Tensor], observe: Callable[[Step, Execution], None] | None = None
@@ -58,7 +66,8 @@ class CudaPlan:
 
         ``observe`` is called before each step, and after it has queued.
         """
-        state = Execution(self.kernels, self.constants, int(inputs[0].shape[0]), self.skip)
+        batch, choices = int(inputs[0].shape[0]), self.choices
+        state = Execution(self.kernels, self.constants, batch, choices.skip, choices.packed)
         for value, tensor in zip(self.graph.inputs, inputs, strict=True):
             state.store(value, tensor)
         for step in self.steps:
@@ -77,7 +86,7 @@ class DeviceConstants:
 
     def __init__(self, graph: Graph, kernels: Kernels) -> None:
         self.graph, self.kernels = graph, kernels
-        self._weights: dict[tuple[Value, int], Tensor] = {}
+        self._weights: dict[tuple[Value, bool], Tensor] = {}
         self.plain: dict[Value, Tensor] = {}
         for node in graph.nodes:
             for position, value in enumerate(node.inputs):
@@ -95,14 +104,11 @@ class DeviceConstants:
             self.plain[value] = torch.from_numpy(array).to(self.kernels.device)
 
     def weights(self, value: Value, layout: int) -> Tensor:
-        key = (value, layout)
+        key = (value, layout == BY_OUTPUT)  # all others read the same rows
         if key not in self._weights:
             array, dtype = self.graph.constant(value), self.kernels.dtype
             rows = weights.by_output(array, dtype) if layout == BY_OUTPUT else weights.by_input(array, dtype)
-            # Two-sided gathers read the same rows as gathers by input.
-            self._weights[value, layout] = rows.to(self.kernels.device)
-            if layout != BY_OUTPUT:
-                self._weights[value, BY_INPUT] = self._weights[value, TWO_SIDED] = self._weights[value, layout]
+            self._weights[key] = rows.to(self.kernels.device)
         return self._weights[key]
 
     def grouped_weights(self, value: Value) -> Tensor:
@@ -114,7 +120,7 @@ class DeviceConstants:
         return torch.from_numpy(array.reshape(array.shape[0], -1)).to(self.kernels.device)
 
 
-def _plan_releases(steps: list[Step], graph: Graph, skip: bool) -> None:
+def _plan_releases(steps: list[Step], graph: Graph) -> None:
     last: dict[Value, Step] = {}
     for step in steps:
         for value in (*step.node.operands(), *step.node.outputs):
@@ -137,9 +143,15 @@ def _input(node: Node) -> Value:
     return value
 
 
-def _lower(node: Node, graph: Graph, kernels: Kernels, skip: bool, cache: DeviceConstants) -> Step:
+def _weight(node: Node) -> Value:
+    value = node.inputs[1]
+    assert value is not None
+    return value
+
+
+def _lower(node: Node, graph: Graph, kernels: Kernels, choices: Choices, cache: DeviceConstants) -> Step:
     if node.op == "conv2d":
-        return _lower_conv(node, graph, kernels, skip, cache)
+        return _lower_conv(node, kernels, choices, cache)
     for rule in (_lower_pool, _lower_spatial_reduce, _lower_vector):
         step = rule(node, kernels)
         if step is not None:
@@ -154,48 +166,53 @@ def _lower(node: Node, graph: Graph, kernels: Kernels, skip: bool, cache: Device
         for value, result in zip(node.outputs, torch_ops.evaluate(node, operands), strict=True):
             state.store(value, result)
 
-    return Step(node, "torch", run)
+    return Step(node, lambda batch: "torch", run)
 
 
 # ---- convolutions -----------------------------------------------------------------------------
 
 
-def _lower_conv(node: Node, graph: Graph, kernels: Kernels, skip: bool, cache: DeviceConstants) -> Step:
-    x, weight = _input(node), node.inputs[1]
-    assert weight is not None
+def _lower_conv(node: Node, kernels: Kernels, choices: Choices, cache: DeviceConstants) -> Step:
+    x, weight = _input(node), _weight(node)
     attrs, out = node.attrs, node.output
     channels, outputs = x.type.channels, out.type.channels
-    if max(channels, outputs) > kernels.module.MAX_CHANNELS:
-        raise DeviceError(f"layer {node.name} has {max(channels, outputs)} channels; the GPU's limit is 65534")
+    if max(channels, outputs) > MAX_CHANNELS:
+        raise DeviceError(f"layer {node.name} has {max(channels, outputs)} channels; the GPU's limit is {MAX_CHANNELS}")
     kernel, groups = weight.type.shape[2:], attrs["groups"]
-    if x.type.shape[2:] == (1, 1) and kernel == (1, 1) and not any(attrs["padding"]) and groups == 1:
+    if is_vector_conv(node):
         return _lower_vector_conv(node, cache.matrix(weight))
     geometry = (*kernel, *attrs["stride"], *attrs["padding"][:2], *attrs["dilation"])
-    computed_mask = node.computed if node.computed is not None else out.live
-    gathers_inputs = skip and x.live is not None and stored_as_map(x)
-    gathers_outputs = skip and computed_mask is not None
-    layout = TWO_SIDED if gathers_inputs and gathers_outputs else BY_OUTPUT if gathers_outputs else BY_INPUT
-    table = cache.weights(weight, layout) if groups == 1 else cache.grouped_weights(weight)
-    # Channels that are stored but not computed exist unless both masks are one, and the map is packed by it.
-    passes = gathers_outputs and (node.computed not in (None, out.live) or not stored_as_map(out))
+    grouped = cache.grouped_weights(weight) if groups != 1 else None
 
     def run(state: Execution) -> None:
-        computed = state.set(computed_mask)
-        stored = state.set(out.live) if stored_as_map(out) else None
+        computed = computed_set(node, choices, state)
+        stored = state.stored(out)
         y = kernels.new_map(state.batch, outputs, out.type.shape[2:], stored)
         epilogue = _epilogue(node, state)
-        if groups == 1:
-            kernels.conv_gemm(state.map(x), y, computed, table, layout, geometry, epilogue)
+        if grouped is None:
+            mode = choices.mode(node, state.batch)
+            table = cache.weights(weight, mode.layout)
+            kernels.conv_gemm(state.map(x), y, computed, table, mode, geometry, epilogue)
         else:
-            kernels.conv_direct(state.map(x), y, computed, table, groups, geometry, epilogue)
-        if passes:
-            assert computed is not None
-            kernels.pass_through(y, computed, epilogue)
+            kernels.conv_direct(state.map(x), y, computed, grouped, groups, geometry, epilogue)
+        if computed is not None and computed is not stored:
+            kernels.pass_through(y, computed, epilogue)  # channels that are stored but not computed
         state.store(out, y)
         for value, kind in zip(node.outputs[1:], attrs["pools"], strict=True):
             state.store(value, kernels.spatial_reduce(y, kind))
 
-    return Step(node, f"conv_gemm_{_LAYOUT_NAMES[layout]}" if groups == 1 else "conv_direct", run)
+    if grouped is not None:
+        return Step(node, lambda batch: "conv_direct", run)
+    return Step(node, lambda batch: str(choices.mode(node, batch)), run)
+
+
+def computed_set(node: Node, choices: Choices, state: Execution) -> ChannelSet | None:
+    """The outputs that a convolution computes; None = all, whatever its masks say."""
+    if is_vector_conv(node) or not choices.problem(node).gated:
+        return None
+    if is_gemm(node) and choices.mode(node, state.batch).layout == DENSE:
+        return None
+    return state.set(output_mask(node))
 
 
 def _epilogue(node: Node, state: Execution) -> Epilogue:
@@ -228,7 +245,7 @@ def _lower_vector_conv(node: Node, matrix: Tensor) -> Step:
         for value, kind in zip(node.outputs[1:], node.attrs["pools"], strict=True):
             state.store(value, torch_ops.TORCH_OPS["spatial_reduce"]([y], {"kind": kind}))
 
-    return Step(node, "linear", run)
+    return Step(node, lambda batch: "linear", run)
 
 
 # ---- pools and vectors ------------------------------------------------------------------------
@@ -251,19 +268,18 @@ def _lower_pool(node: Node, kernels: Kernels) -> Step | None:
             total = kernels.spatial_reduce(state.map(x), "mean" if kind == "avg" else "max")
             state.store(out, total[:, :, None, None])
 
-        return Step(node, "spatial_reduce", reduce)
+        return Step(node, lambda batch: "spatial_reduce", reduce)
     window: tuple[int, ...] = ()
     if "kernel" in attrs:
         window = (*attrs["kernel"], *attrs["stride"], *attrs["padding"], *attrs.get("dilation", (1, 1)))
 
     def run(state: Execution) -> None:
-        stored = state.set(out.live) if stored_as_map(out) else None
-        y = kernels.new_map(state.batch, out.type.channels, out.type.shape[2:], stored)
+        y = kernels.new_map(state.batch, out.type.channels, out.type.shape[2:], state.stored(out))
         include_pad = attrs.get("count_include_pad", False)
         kernels.pool2d(state.map(x), y, kind, window, include_pad, attrs.get("divisor", 0))
         state.store(out, y)
 
-    return Step(node, "pool2d", run)
+    return Step(node, lambda batch: "pool2d", run)
 
 
 def _lower_spatial_reduce(node: Node, kernels: Kernels) -> Step | None:
@@ -274,7 +290,7 @@ def _lower_spatial_reduce(node: Node, kernels: Kernels) -> Step | None:
     def run(state: Execution) -> None:
         state.store(node.output, kernels.spatial_reduce(state.map(x), node.attrs["kind"]))
 
-    return Step(node, "spatial_reduce", run)
+    return Step(node, lambda batch: "spatial_reduce", run)
 
 
 def _lower_vector(node: Node, kernels: Kernels) -> Step | None:
@@ -290,16 +306,16 @@ def _lower_vector(node: Node, kernels: Kernels) -> Step | None:
             vector = None if bias is None else state.plain(bias)
             state.store(node.output, kernels.linear(state.plain(x), state.plain(weight), vector, attrs["inner"]))
 
-        return Step(node, "linear", linear)
+        return Step(node, lambda batch: "linear", linear)
     if node.op == "reduce" and attrs["kind"] in REDUCE_KINDS:
 
         def reduce(state: Execution) -> None:
             total = kernels.reduce(state.plain(x), attrs["kind"], attrs["dims"], attrs["keepdim"])
             state.store(node.output, total)
 
-        return Step(node, "reduce", reduce)
-    if node.op in ("topk", "sort", "kthvalue") and x.type.shape[attrs["dim"]] <= kernels.module.MAX_SORT_LENGTH:
-        return Step(node, "sort", _sorting(node, x, kernels))
+        return Step(node, lambda batch: "reduce", reduce)
+    if node.op in ("topk", "sort", "kthvalue") and x.type.shape[attrs["dim"]] <= MAX_SORT_LENGTH:
+        return Step(node, lambda batch: "sort", _sorting(node, x, kernels))
     return None
 
 
@@ -321,9 +337,7 @@ def _sorting(node: Node, x: Value, kernels: Kernels) -> Run:
     return run
 
 
-def executed_channels(step: Step, state: Execution) -> tuple[Tensor | None, Tensor | None]:
+def executed_channels(step: Step, choices: Choices, state: Execution) -> tuple[Tensor | None, Tensor | None]:
     """Masks [N, C] and [N, K] of the channels that a convolution reads and computes; None = all."""
-    x, out = _input(step.node), step.node.output
-    live = state.set(x.live) if stored_as_map(x) else None
-    computed = state.set(step.node.computed if step.node.computed is not None else out.live)
+    live, computed = state.stored(_input(step.node)), computed_set(step.node, choices, state)
     return (None if live is None else live.mask), (None if computed is None else computed.mask)

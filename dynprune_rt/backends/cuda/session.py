@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 import torch
 
+from dynprune_rt.backends.cuda.conv_timer import ConvTimer
 from dynprune_rt.backends.cuda.execution import Execution
+from dynprune_rt.backends.cuda.graphs import CapturedGraphs
+from dynprune_rt.backends.cuda.kernels import Kernels
 from dynprune_rt.backends.cuda.lowering import CudaPlan, DeviceConstants, Step, executed_channels
-from dynprune_rt.backends.cuda.maps import PRECISIONS, Kernels
+from dynprune_rt.backends.cuda.maps import PRECISIONS
+from dynprune_rt.backends.cuda.modes import output_mask, unmeasured
+from dynprune_rt.backends.cuda.native_kernels import NativeKernels
+from dynprune_rt.backends.cuda.times_cache import TimesCache, default_path
+from dynprune_rt.backends.cuda.tuning import Tuner
 from dynprune_rt.devices import OLDEST_CAPABILITY, cuda_module
 from dynprune_rt.errors import DeviceError, InputError
 from dynprune_rt.profile import Profile
@@ -23,20 +27,17 @@ from dynprune_rt.program import Program, dense_macs
 
 Tensor = Any
 
-#: Captured graphs that a session keeps; each holds the memory of its batch's activations.
-MAX_GRAPHS: Final = 8
-
 _TORCH_DTYPES: Final = {"f32": torch.float32, "i64": torch.int64, "bool": torch.bool}
 
 
-def open_session(program: Program, device: str, precision: str) -> CudaSession:
+def open_session(program: Program, device: str, precision: str, tune_batch: int) -> CudaSession:
     """A session on "cuda" or "cuda:<number>", where `cuda_status` says that CUDA is usable.
 
-    Raises DeviceError for a device that is not there, too old, or out of memory, and for a torch without CUDA.
+    Raises InputError for an unknown precision, DeviceError for a device that is not there, too old, or out of memory,
+    and for a torch without CUDA.
     """
-    module, why = cuda_module()
-    if module is None:
-        raise DeviceError(f"device {device!r} cannot be used: {why}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is unknown; the GPU knows {', '.join(PRECISIONS)}")
     if not torch.cuda.is_available():
         raise DeviceError(
             f"device {device!r} cannot be used: this PyTorch ({torch.__version__}) sees no GPU; "
@@ -47,42 +48,59 @@ def open_session(program: Program, device: str, precision: str) -> CudaSession:
     count = torch.cuda.device_count()
     if index >= count:
         raise DeviceError(f"there is no device {device!r}; this machine has {count}: cuda:0 to cuda:{count - 1}")
-    return CudaSession(program, module, torch.device("cuda", index), precision)
+    with torch.cuda.device(index):
+        kernels = open_kernels(torch.device("cuda", index), precision)
+        tuner = None
+        if tune_batch:
+            context = f"{kernels.gpu}, {kernels.version}, torch {torch.__version__}, {precision}"
+            times = TimesCache(default_path(), context)
+            tuner = Tuner(ConvTimer(kernels), times, tune_batch, kernels.segments)
+        return CudaSession(program, kernels, tuner)
 
 
-@dataclass(eq=False)
-class _Captured:
-    graph: Any
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+def open_kernels(device: torch.device, precision: str) -> Kernels:
+    """The CUDA module's kernels, or Triton's where there is no such module."""
+    module, why = cuda_module()
+    if module is not None:
+        return NativeKernels(module, device, precision)
+    try:
+        from dynprune_rt.backends.triton_kernels.kernels import TritonKernels
+    except ImportError as error:
+        raise DeviceError(f"device {str(device)!r} cannot be used: {why}, and Triton does not load: {error}") from None
+    return TritonKernels(device, precision)
 
 
 class CudaSession:
     """A program on one GPU; `run` may be called from several threads and streams, and takes turns.
 
-    ``precision``: what activations and convolution weights are stored in, "fp16" or "bf16"; sums, gates and vectors
-    are fp32. On the emulator (tests) ``device`` is the CPU, and nothing is captured.
+    ``kernels`` fixes the device and the precision: activations and convolution weights are stored in fp16 or bf16,
+    or in fp32 ("tf32": products of tf32); sums, gates and vectors are fp32. With ``tuner``, measured times decide how
+    convolutions are executed. With kernels on the CPU (emulators, for tests) nothing is captured.
     """
 
-    def __init__(self, program: Program, module: ModuleType, device: torch.device, precision: str = "fp16") -> None:
-        if precision not in PRECISIONS:
-            raise InputError(f"precision {precision!r} is unknown; the GPU knows {', '.join(PRECISIONS)}")
+    def __init__(self, program: Program, kernels: Kernels, tuner: Tuner | None = None) -> None:
         self.program = program
-        self.device = device
-        self.precision = precision
-        self._kernels = Kernels(module, device, precision)
-        if self._kernels.capability < OLDEST_CAPABILITY:
-            oldest, found = (".".join(map(str, v)) for v in (OLDEST_CAPABILITY, self._kernels.capability))
-            raise DeviceError(f"{self._kernels.gpu} has compute capability {found}; {oldest} or newer is needed")
+        self.device = kernels.device
+        self.precision = kernels.precision
+        self._kernels, self._tuner = kernels, tuner
+        if kernels.capability < OLDEST_CAPABILITY:
+            oldest, found = (".".join(map(str, v)) for v in (OLDEST_CAPABILITY, kernels.capability))
+            raise DeviceError(f"{kernels.gpu} has compute capability {found}; {oldest} or newer is needed")
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[tuple[int, bool], _Captured] = OrderedDict()
-        self._last_replay: Any = None
+        self._graphs = CapturedGraphs()
         graph = program.graph
         self._input_types = [v.type for v in graph.inputs]
         self._output_types = [v.type for v in graph.outputs]
         with self._memory_errors("loading the program"):
-            constants = DeviceConstants(graph, self._kernels)
-            self._plans = {skip: CudaPlan(graph, self._kernels, skip, constants) for skip in (True, False)}
+            constants = DeviceConstants(graph, kernels)
+            self._plans = {
+                choices.skip: CudaPlan(graph, kernels, choices, constants)
+                for choices in (
+                    (unmeasured(graph, True), unmeasured(graph, False))
+                    if tuner is None
+                    else (tuner.choose(graph), tuner.choose_dense(graph))
+                )
+            }
 
     @property
     def gpu(self) -> str:
@@ -120,17 +138,20 @@ class CudaSession:
         return moved[0] if len(moved) == 1 else tuple(moved)
 
     def live_channels(self, x: Any) -> dict[str, np.ndarray]:
-        """Executed output channels per convolution and image: name -> int array [N]."""
+        """Output channels that the gates leave live, per convolution and image: name -> int array [N].
+
+        Where a dense mode is faster, a convolution computes more; `profile` says so.
+        """
         counts: dict[str, np.ndarray] = {}
 
         def observe(step: Step, state: Execution) -> None:
             if step.node.op == "conv2d" and step.node.name not in seen:
                 seen.add(step.node.name)  # before the step; the masks exist after it
             elif step.node.op == "conv2d":
-                _, computed = executed_channels(step, state)
+                live = state.set(output_mask(step.node))
                 total = step.node.output.type.channels
                 counts[step.node.name] = (
-                    np.full(state.batch, total, np.int64) if computed is None else computed.sum(1).cpu().numpy()
+                    np.full(state.batch, total, np.int64) if live is None else live.mask.sum(1).cpu().numpy()
                 )
 
         seen: set[str] = set()
@@ -155,11 +176,13 @@ class CudaSession:
         def observe(step: Step, state: Execution) -> None:
             marks.append(self._mark())
             if len(marks) % 2 == 0:
-                rows.append(_profile_row(step, state))
+                rows.append(_profile_row(step, plan, state))
 
+        plan = self._plans[skip]
         with self._memory_errors(f"a batch of {batch}"):
-            self._plans[skip].execute(on_device)  # first touch of memory and weights
-            self._plans[skip].execute(on_device, observe)
+            self._prepare(batch, skip)
+            plan.execute(on_device)  # first touch of memory and weights
+            plan.execute(on_device, observe)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         for index, row in enumerate(rows):
@@ -170,44 +193,20 @@ class CudaSession:
 
     def _queue(self, inputs: list[Tensor], skip: bool) -> list[Tensor]:
         """Results on the device, in memory that the caller may keep."""
-        plan = self._plans[skip]
+        batch, plan = int(inputs[0].shape[0]), self._plans[skip]
         if self.device.type != "cuda":
             with self._lock:
+                self._prepare(batch, skip)
                 return plan.execute(inputs)
-        with self._lock, torch.cuda.device(self.device):
-            if torch.cuda.is_current_stream_capturing():
-                return plan.execute(inputs)
-            stream = torch.cuda.current_stream()
-            if self._last_replay is not None:
-                stream.wait_event(self._last_replay)  # the graph's buffers are one call's at a time
-            captured = self._captured(inputs, skip)
-            for buffer, given in zip(captured.inputs, inputs, strict=True):
-                buffer.copy_(given, non_blocking=True)
-            captured.graph.replay()
-            results = [t.clone() for t in captured.outputs]
-            self._last_replay = torch.cuda.Event()
-            self._last_replay.record(stream)
-            return results
+        with torch.cuda.device(self.device):
+            return self._graphs.run((batch, skip), inputs, plan.execute, lambda: self._prepare(batch, skip))
 
-    def _captured(self, inputs: list[Tensor], skip: bool) -> _Captured:
-        key = (int(inputs[0].shape[0]), skip)
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            return self._graphs[key]
-        if len(self._graphs) >= MAX_GRAPHS:
-            torch.cuda.current_stream().synchronize()  # the oldest may still be running
-            self._graphs.popitem(last=False)
-        buffers = [t.clone() for t in inputs]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # a first run outside the capture makes tables and loads kernels
-            self._plans[skip].execute(buffers)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self._plans[skip].execute(buffers)
-        self._graphs[key] = _Captured(graph, buffers, outputs)
-        return self._graphs[key]
+    def _prepare(self, batch: int, skip: bool) -> None:
+        """Measure what is fastest for a batch, and have the weights for it on the device."""
+        plan = self._plans[skip]
+        if self._tuner is not None:
+            self._tuner.prepare(plan.choices, plan.products, batch)
+        plan.upload(batch)
 
     def _memory_errors(self, what: str) -> _MemoryErrors:
         return _MemoryErrors(self, what)
@@ -216,8 +215,7 @@ class CudaSession:
         """Give up the captured graphs and the memory of their activations; the next runs capture anew."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self._graphs.clear()
-        self._last_replay = None
+        self._graphs.release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -304,11 +302,11 @@ def _milliseconds(start: Any, end: Any) -> float:
     return (end - start) * 1e3 if isinstance(start, float) else float(start.elapsed_time(end))
 
 
-def _profile_row(step: Step, state: Execution) -> dict[str, Any]:
+def _profile_row(step: Step, plan: CudaPlan, state: Execution) -> dict[str, Any]:
     node = step.node
     row: dict[str, Any] = {
         "name": node.name,
-        "kernel": step.kernel,
+        "kernel": step.kernel(state.batch),
         "live_in": 0,
         "total_in": 0,
         "live_out": 0,
@@ -321,7 +319,7 @@ def _profile_row(step: Step, state: Execution) -> dict[str, Any]:
     source, weight = node.inputs[0], node.inputs[1]
     assert source is not None and weight is not None
     groups, out = node.attrs["groups"], node.output
-    live, computed = executed_channels(step, state)
+    live, computed = executed_channels(step, plan.choices, state)
     per_group = []
     for mask, channels in ((live, source.type.channels), (computed, out.type.channels)):
         if mask is None:

@@ -1,16 +1,21 @@
-"""The CUDA kernels on the CTA emulator, as a module with the interface of dynprune_rt._cu."""
+"""GPU kernels without a GPU: the CUDA sources on the CTA emulator, and Triton's in its interpreter."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from dynprune_rt.backends.cuda.kernels import Kernels
 
 ROOT = Path(__file__).resolve().parents[3]
 FLAGS = ["-std=c++17", "-O2", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]
@@ -22,6 +27,19 @@ def compiler() -> str:
     if found is None:
         pytest.skip("no C++ compiler to build the emulated kernels with")
     return found
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Callable[[str], Kernels]:
+    """The Triton kernels in Triton's interpreter, for a precision."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.fail("Triton was imported before its interpreter was asked for")
+    os.environ["TRITON_INTERPRET"] = "1"
+    from dynprune_rt.backends.triton_kernels.kernels import TritonKernels
+
+    return lambda precision: TritonKernels(torch.device("cpu"), precision)
 
 
 @pytest.fixture(scope="session")

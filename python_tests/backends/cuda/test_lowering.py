@@ -13,7 +13,9 @@ import torch
 
 from dynprune_rt.backends.cuda.execution import Execution
 from dynprune_rt.backends.cuda.lowering import CudaPlan, DeviceConstants, Step
-from dynprune_rt.backends.cuda.maps import BY_INPUT, BY_OUTPUT, TWO_SIDED, Kernels
+from dynprune_rt.backends.cuda.maps import BY_INPUT, BY_OUTPUT, TWO_SIDED
+from dynprune_rt.backends.cuda.modes import unmeasured
+from dynprune_rt.backends.cuda.native_kernels import NativeKernels
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir import interpreter
 from dynprune_rt.ir.build import Builder
@@ -23,7 +25,7 @@ from python_tests.backends.cuda.networks import images, network
 
 #: name, gate, image size, kernels that the plan must use.
 NETWORKS = [
-    ("cifar_resnet20", "laudnet", 12, {"conv_gemm_by_output", "conv_gemm_by_input", "linear"}),
+    ("cifar_resnet20", "laudnet", 12, {"conv_gemm_by_output", "conv_gemm_by_input", "conv_gemm_dense", "linear"}),
     ("cifar_resnet20", "fbs", 12, {"conv_gemm_two_sided", "sort"}),
     ("resnet50", "laudnet", 32, {"conv_gemm_two_sided", "conv_gemm_by_output", "conv_gemm_by_input", "pool2d"}),
     ("mobilenet_v2", "batch_shaping", 32, {"conv_direct"}),
@@ -37,7 +39,8 @@ TOLERANCE = {"fp16": 4e-3, "bf16": 3e-2}
 
 def run_step(step: Step, plan: CudaPlan, traced: dict[str, np.ndarray], batch: int) -> dict[str, torch.Tensor]:
     """The outputs of one step for the reference's operands, as plain tensors."""
-    state = Execution(plan.kernels, plan.constants, batch, plan.skip)
+    choices = plan.choices
+    state = Execution(plan.kernels, plan.constants, batch, choices.skip, choices.packed)
     operands: list[Value] = [v for v in step.node.operands() if v not in plan.constants]
     for value in sorted(operands, key=lambda v: v.type.dtype != "bool"):  # masks first: maps are packed by them
         if not plan.graph.is_constant(value):
@@ -60,7 +63,7 @@ def test_every_step(emulated: ModuleType, name: str, gate: str, size: int, expec
 
 
 def test_every_step_without_skipping(emulated: ModuleType) -> None:
-    check_steps(emulated, "cifar_resnet20", "fbs", 12, {"conv_gemm_by_input"}, skip=False)
+    check_steps(emulated, "cifar_resnet20", "fbs", 12, {"conv_gemm_dense"}, skip=False)
 
 
 def test_every_step_in_bf16(emulated: ModuleType) -> None:
@@ -77,9 +80,9 @@ def check_steps(
     precision: str = "fp16",
 ) -> None:
     graph = network(name, gate, size).graph
-    kernels = Kernels(emulated, torch.device("cpu"), precision)
-    plan = CudaPlan(graph, kernels, skip, DeviceConstants(graph, kernels))
-    assert expected_kernels <= {step.kernel for step in plan.steps}
+    kernels = NativeKernels(emulated, torch.device("cpu"), precision)
+    plan = CudaPlan(graph, kernels, unmeasured(graph, skip), DeviceConstants(graph, kernels))
+    assert expected_kernels <= {step.kernel(2) for step in plan.steps}
     x = images(2, size)
     traced = interpreter.trace(graph, {graph.inputs[0].name: x})
     for step in plan.steps:
@@ -93,12 +96,12 @@ def check_steps(
                 continue
             scale = max(float(np.abs(expected).max()), 1e-3)
             error = float(np.abs(actual - expected).max()) / scale
-            assert error < TOLERANCE[precision], f"{step.node.name} ({step.kernel}): {error}"
+            assert error < TOLERANCE[precision], f"{step.node.name} ({step.kernel(2)}): {error}"
 
 
 def test_weights_are_shared_between_plans(emulated: ModuleType) -> None:
     graph = network("cifar_resnet20", "laudnet", 12).graph
-    kernels = Kernels(emulated, torch.device("cpu"), "fp16")
+    kernels = NativeKernels(emulated, torch.device("cpu"), "fp16")
     constants = DeviceConstants(graph, kernels)
     weight = next(n.inputs[1] for n in graph.nodes if n.op == "conv2d")
     assert weight is not None
@@ -110,6 +113,6 @@ def test_an_int8_program_is_refused(emulated: ModuleType) -> None:
     builder = Builder(fold=False)
     x = builder.graph.add_input("x", TensorType("f32", (BATCH, 4, 3, 3)))
     builder.graph.outputs.append(builder.op("quantize", x, scale=0.1, dtype="u8"))
-    kernels = Kernels(emulated, torch.device("cpu"), "fp16")
+    kernels = NativeKernels(emulated, torch.device("cpu"), "fp16")
     with pytest.raises(DeviceError, match=r"no kernel for operator quantize .*an int8 program runs on the CPU"):
-        CudaPlan(builder.graph, kernels, True, DeviceConstants(builder.graph, kernels))
+        CudaPlan(builder.graph, kernels, unmeasured(builder.graph, True), DeviceConstants(builder.graph, kernels))

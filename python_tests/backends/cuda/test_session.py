@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 
 import dynprune_rt
 from dynprune_rt import torch_module
-from dynprune_rt.backends.cuda.maps import PRECISIONS
+from dynprune_rt.backends.cuda.kernels import Kernels
+from dynprune_rt.backends.cuda.native_kernels import NativeKernels
 from dynprune_rt.backends.cuda.session import CudaSession
 from dynprune_rt.errors import DeviceError, InputError
 from dynprune_rt.program import Program
@@ -24,7 +26,7 @@ TOLERANCE = {"fp16": 4e-3, "bf16": 4e-2}
 
 
 def session(program: Program, emulated: ModuleType, precision: str = "fp16") -> CudaSession:
-    return CudaSession(program, emulated, CPU, precision)
+    return CudaSession(program, NativeKernels(emulated, CPU, precision))
 
 
 @pytest.mark.parametrize("gate", ["laudnet", None])
@@ -39,6 +41,16 @@ def test_network_against_the_cpu(emulated: ModuleType, gate: str | None) -> None
     assert counted.keys() == live.keys()
     assert all(np.array_equal(counted[layer], live[layer]) for layer in live)
     assert relative_error(gpu.run(x), expected) < TOLERANCE["fp16"]
+
+
+def test_triton_kernels_give_the_same_network(
+    emulated: ModuleType, interpreted: Callable[[str], Kernels], program: Program
+) -> None:
+    x = images(2, 8)
+    in_triton = CudaSession(program, interpreted("fp16"))
+    live, expected = in_triton.live_channels(x), session(program, emulated).live_channels(x)
+    assert all(np.array_equal(live[layer], expected[layer]) for layer in expected)
+    assert relative_error(in_triton.run(x), dynprune_rt.load(program).run(x)) < TOLERANCE["fp16"]
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +174,9 @@ def test_out_of_memory_is_explained(program: Program, emulated: ModuleType, monk
 
 
 def test_an_old_gpu_is_refused(program: Program, emulated: ModuleType) -> None:
-    old = SimpleNamespace(device_facts=lambda index: ("Tesla T4", 7, 5, 40))
+    old = SimpleNamespace(device_facts=lambda index: ("Tesla T4", 7, 5, 40), VERSION=1)
     with pytest.raises(DeviceError, match=r"Tesla T4 has compute capability 7\.5; 8\.0 or newer"):
-        CudaSession(program, old, CPU)  # type: ignore[arg-type]
-
-
-def test_an_unknown_precision(program: Program, emulated: ModuleType) -> None:
-    with pytest.raises(InputError, match=f"knows {', '.join(PRECISIONS)}"):
-        session(program, emulated, "fp8")
+        session(program, old)  # type: ignore[arg-type]
 
 
 def test_as_a_torch_module(program: Program, gpu: CudaSession, monkeypatch: pytest.MonkeyPatch) -> None:
