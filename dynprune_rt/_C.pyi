@@ -54,7 +54,7 @@ class PlanBuilder:
     def add_flat(self, offset: int, shape: Sequence[int]) -> int: ...
     def add_constant(self, array: np.ndarray, shape: Sequence[int]) -> int: ...
     def add_constant_list(self, channels: Sequence[int]) -> int: ...
-    def add_live_list(self, capacity: int, include: int, exclude: int) -> int: ...
+    def add_live_list(self, capacity: int, include: int, exclude: int, live_first: bool = False) -> int: ...
     def add_input(self, floats_per_image: int) -> None: ...
     def add_output(self, floats_per_image: int) -> None: ...
     def winograd_input_scratch(
@@ -151,6 +151,7 @@ class PlanBuilder:
         residual_type: QuantizedType,
         residual_scale: float,
         inner_low: float,
+        inner_high: float,
         in_list: int,
         out_list: int,
         pass_list: int,
@@ -185,10 +186,50 @@ class PlanBuilder:
     def add_quantized_max_pool(
         self, name: str, *, type: QuantizedType, in_map: int, out_map: int, list: int, **windows: Any
     ) -> None: ...
-    def add_quantized_phase_split(
-        self, name: str, *, stride_h: int, stride_w: int, phase_stride: int, in_map: int, out_map: int, list: int
+    def add_bf16_conv(
+        self,
+        name: str,
+        *,
+        in_map: int,
+        out_map: int,
+        in_channels: int,
+        weights: np.ndarray,
+        depthwise: bool,
+        adds: bool,
+        tap_offset: Sequence[int],
+        tap_column: Sequence[int],
+        bias: int,
+        gate: int,
+        shift: int,
+        inner: Clamp,
+        outer: Clamp,
+        in_list: int,
+        out_list: int,
+        pass_list: int,
+        macs_per_pair: int,
     ) -> None: ...
-    def add_quantized_copy(self, name: str, *, in_map: int, out_map: int) -> None: ...
+    def add_bf16_pack(
+        self, name: str, *, in_map: int, input: int, out_map: int, list: int, in_live: int = -1
+    ) -> None: ...
+    def add_bf16_unpack(self, name: str, *, in_map: int, out_map: int, list: int) -> None: ...
+    def add_bf16_reduce(self, name: str, *, kind: Reduce, in_map: int, out_flat: int, list: int) -> None: ...
+    def add_bf16_linear(
+        self, name: str, *, in_flat: int, out_flat: int, weights: np.ndarray, bias: int, clamp: Clamp
+    ) -> None: ...
+    def add_bf16_max_pool(self, name: str, *, in_map: int, out_map: int, list: int, **windows: Any) -> None: ...
+    def add_group_phase_split(
+        self,
+        name: str,
+        *,
+        per_word: int,
+        stride_h: int,
+        stride_w: int,
+        phase_stride: int,
+        in_map: int,
+        out_map: int,
+        list: int,
+    ) -> None: ...
+    def add_group_copy(self, name: str, *, in_map: int, out_map: int) -> None: ...
     def finish(self, arena_size: int) -> Plan: ...
 
 #: Per step: nanoseconds, MACs, live inputs, live outputs, kernel.
@@ -220,6 +261,9 @@ def available_isas() -> list[str]: ...
 def default_isa(isa: str = "") -> str: ...
 def int8_kernels(isa: str = "") -> str:
     """ "vnni", or "portable" for code without instructions for int8."""
+
+def bf16_kernels(isa: str = "") -> str:
+    """ "bf16", or "portable" for code without instructions for bf16."""
 
 def flat_ops(isa: str = "") -> list[str]: ...
 def run_flat_op(

@@ -28,12 +28,16 @@ cpu::Clamp clamp_of(const std::pair<float, float>& bounds) { return {bounds.firs
 // A plan builder that keeps the numpy arrays alive which the plan points into.
 struct PyPlan {
   std::shared_ptr<Plan> plan;
-  std::vector<FloatArray> constants;
+  std::vector<py::array> constants;
 };
 
 class PyPlanBuilder : public PlanBuilder {
  public:
   using PlanBuilder::PlanBuilder;
+  const uint16_t* hold(const HalfArray& array) {
+    constants_.push_back(array);
+    return array.data();
+  }
   const float* hold(const FloatArray& array) {
     constants_.push_back(array);
     return array.data();
@@ -46,7 +50,7 @@ class PyPlanBuilder : public PlanBuilder {
   }
 
  private:
-  std::vector<FloatArray> constants_;
+  std::vector<py::array> constants_;
 };
 
 class PyExecutor {
@@ -374,8 +378,8 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
          const ByteArray& weights, bool depthwise, std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column,
          const FloatArray& scale, const FloatArray& bias, int32_t gate, int32_t shift, QuantizedType in_type,
-         QuantizedType out_type, QuantizedType residual_type, float residual_scale, float inner_low, int32_t in_list,
-         int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
+         QuantizedType out_type, QuantizedType residual_type, float residual_scale, float inner_low, float inner_high,
+         int32_t in_list, int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
         const auto columns = depthwise ? 1 : in_channels;
         if (weights.ndim() != 4 || weights.shape(1) != columns ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
@@ -398,6 +402,7 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         p.residual_type = residual_type;
         p.residual_scale = residual_scale;
         p.inner_low = inner_low;
+        p.inner_high = inner_high;
         p.in_list = in_list;
         p.out_list = out_list;
         p.pass_list = pass_list;
@@ -407,8 +412,8 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
       py::arg("depthwise"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("scale"), py::arg("bias"),
       py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"), py::arg("residual_type"),
-      py::arg("residual_scale"), py::arg("inner_low"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
-      py::arg("macs_per_pair"));
+      py::arg("residual_scale"), py::arg("inner_low"), py::arg("inner_high"), py::arg("in_list"), py::arg("out_list"),
+      py::arg("pass_list"), py::arg("macs_per_pair"));
   builder
       .def(
           "add_quantize",
@@ -521,6 +526,16 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
            py::arg("out_map"), py::arg("list"))
       .def("add_bf16_reduce", &PyPlanBuilder::add_bf16_reduce, py::arg("name"), py::kw_only(), py::arg("kind"),
            py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
+      .def(
+          "add_bf16_linear",
+          [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const HalfArray& weights,
+             int32_t bias, std::pair<float, float> clamp) {
+            if (weights.ndim() != 2) throw std::invalid_argument("plan: weights [K,C] expected");
+            b.add_bf16_linear(name, {b.hold(weights), bias, in_flat, out_flat, static_cast<int32_t>(weights.shape(1)),
+                                     static_cast<int32_t>(weights.shape(0)), clamp_of(clamp)});
+          },
+          py::arg("name"), py::kw_only(), py::arg("in_flat"), py::arg("out_flat"), py::arg("weights"), py::arg("bias"),
+          py::arg("clamp"))
       .def(
           "add_bf16_max_pool",
           [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t list,

@@ -69,6 +69,16 @@ void PlanBuilder::add_bf16_reduce(const std::string& name, cpu::Reduce kind, int
   append(name, "spatial_reduce", std::make_unique<Bf16ReduceStep>(kind, in_map, out_flat, list));
 }
 
+void PlanBuilder::add_bf16_linear(const std::string& name, Bf16LinearStep::Params p) {
+  check_flat(p.in_flat, false);
+  check_flat(p.out_flat, false);
+  check_flat(p.bias, true);
+  if (plan_->flats[static_cast<size_t>(p.in_flat)].size() != p.in_features ||
+      plan_->flats[static_cast<size_t>(p.out_flat)].size() != p.out_features)
+    fail(name + ": linear sizes do not match");
+  append(name, "linear", std::make_unique<Bf16LinearStep>(p));
+}
+
 void PlanBuilder::add_bf16_max_pool(const std::string& name, cpu::PoolShape shape, int32_t in_map, int32_t out_map,
                                     int32_t list) {
   check_map(out_map);

@@ -9,6 +9,7 @@ using cpu::kBf16PerWord;
 
 // Below this, a convolution is faster on one thread than the fork and join cost.
 constexpr int64_t kSerialCycles = 12000;
+constexpr int64_t kSerialMacs = 65536;  // of a linear layer
 
 float* scratch_of(const Plan& plan, const Context& context, int rank) {
   return context.thread_scratch + rank * plan.thread_scratch_size;
@@ -150,6 +151,30 @@ void Bf16ReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
       plan.kernels->plane_reduce(kind_, shape, planes, 1, &y[list.index[i * kBf16PerWord + a]]);
     }
   });
+}
+
+void Bf16LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
+  const float* x = plan.flat(context, p_.in_flat);
+  const float* bias = plan.flat_or_null(context, p_.bias);
+  float* y = plan.flat(context, p_.out_flat);
+  const int64_t macs = static_cast<int64_t>(p_.in_features) * p_.out_features;
+  const auto part = [&](int rank, int size) {
+    const Share share = share_of(p_.out_features, rank, size);
+    if (share.first < share.last)
+      plan.kernels->bf16->linear(share.last - share.first, p_.in_features,
+                                 p_.weights + static_cast<int64_t>(share.first) * p_.in_features,
+                                 bias ? bias + share.first : nullptr, x, p_.clamp, y + share.first);
+  };
+  if (macs < kSerialMacs)
+    part(0, 1);
+  else
+    team.run([&](int rank) { part(rank, team.size()); });
+  if (context.record) {
+    context.record->macs = macs;
+    context.record->live_in = p_.in_features;
+    context.record->live_out = p_.out_features;
+    context.record->kernel = "linear, bf16 weights";
+  }
 }
 
 void Bf16MaxPoolStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {

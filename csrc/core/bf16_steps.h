@@ -76,6 +76,22 @@ class Bf16ReduceStep final : public Step {
   int32_t in_map_, out_flat_, list_;
 };
 
+// As LinearStep, with bf16 weights.
+class Bf16LinearStep final : public Step {
+ public:
+  struct Params {
+    const uint16_t* weights;  // [out][in], kept alive by the plan's owner
+    int32_t bias, in_flat, out_flat;
+    int32_t in_features, out_features;
+    cpu::Clamp clamp;
+  };
+  explicit Bf16LinearStep(Params params) : p_(params) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  Params p_;
+};
+
 class Bf16MaxPoolStep final : public Step {
  public:
   Bf16MaxPoolStep(cpu::PoolShape shape, int32_t in_map, int32_t out_map, int32_t list)

@@ -49,6 +49,9 @@ class ConvStep final : public Step {
                      const LiveList& out) const;
   void run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
                  const LiveList& out) const;
+  template <class Parallel>
+  void run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, int size,
+                    const Parallel& parallel) const;
   void pass_through(const Plan& plan, Context& context, ThreadTeam& team) const;
   void reduce_pools(const Plan& plan, Context& context, ThreadTeam& team) const;
   cpu::Epilogue epilogue(const Plan& plan, const Context& context, const LiveList& out) const;

@@ -42,6 +42,7 @@ struct IsaEntry {
        cpu::Bf16Kernels kernels{};                                \
        cpu::fill_bf16_conv_##BF16(kernels);                       \
        cpu::fill_bf16_depthwise_##BF16(kernels);                  \
+       cpu::fill_bf16_linear_##BF16(kernels);                     \
        cpu::fill_bf16_maps_##BF16(kernels);                       \
        return kernels;                                            \
      }();                                                         \

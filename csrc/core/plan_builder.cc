@@ -282,7 +282,11 @@ int64_t PlanBuilder::winograd_input_scratch(int32_t in_channels, int32_t out_cha
                                             cpu::WinogradWeights form) {
   if (!has_winograd()) return 0;
   const cpu::WinogradShape winograd{in_channels, out_channels, m, plan_->shapes.at(static_cast<size_t>(shape))->view};
-  return static_cast<int64_t>(plan_->kernels->winograd_sizes(winograd, form).input_scratch);
+  const int32_t most = cpu::winograd_bands(winograd, plan_->kernels->lanes).most();
+  int64_t floats = cpu::winograd_band_scratch(*plan_->kernels, winograd, form, 1);
+  for (int32_t bands = 2; bands <= most; ++bands)
+    floats = std::max(floats, bands * cpu::winograd_band_scratch(*plan_->kernels, winograd, form, bands));
+  return floats;
 }
 
 std::shared_ptr<Plan> PlanBuilder::finish(int64_t arena_size) {

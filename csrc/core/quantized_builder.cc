@@ -1,4 +1,5 @@
 // The part of PlanBuilder that checks and adds steps on quantised maps.
+#include <limits>
 #include <stdexcept>
 
 #include "core/plan_builder.h"
@@ -34,6 +35,8 @@ void PlanBuilder::add_quantized_conv(const std::string& name, QuantizedConvParam
     if (flat >= 0 && plan_->flats[static_cast<size_t>(flat)].size() != p.out_channels)
       fail(name + ": gate and shift need one value per output channel");
   }
+  if (p.residual_scale != 0.0f && p.inner_high < std::numeric_limits<float>::infinity())
+    fail(name + ": an upper bound and a residual exclude one another");
   if (p.depthwise && (p.residual_scale != 0.0f || p.in_channels != p.out_channels))
     fail(name + ": a depthwise int8 convolution has equal channels and no residual");
   check_list(p.in_list, p.in_channels);

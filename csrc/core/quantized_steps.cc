@@ -17,9 +17,9 @@ QuantizedConvStep::QuantizedConvStep(const Plan& plan, QuantizedConvParams param
   const auto taps = static_cast<int32_t>(p_.tap_offset.size());
   const int32_t columns = p_.depthwise ? 1 : p_.in_channels;
   const cpu::PlaneShape& out = plan.shape_of(p_.out_map);
-  shape_ = {columns,     p_.out_channels, taps,        p_.tap_offset.data(), tap_masks_.data(),
-            out,         p_.in_type,      p_.out_type, p_.residual_type,     p_.residual_scale,
-            p_.inner_low};
+  shape_ = {columns,      p_.out_channels, taps,        p_.tap_offset.data(), tap_masks_.data(),
+            out,          p_.in_type,      p_.out_type, p_.residual_type,     p_.residual_scale,
+            p_.inner_low, p_.inner_high};
   const int32_t row_channels = cpu::quantized_row_channels(columns);
   const int64_t row_bytes = static_cast<int64_t>(taps) * row_channels;
   rows_.assign(static_cast<size_t>(p_.out_channels * row_bytes + cpu::kRowOverread), 0);

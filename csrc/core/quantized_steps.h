@@ -20,7 +20,7 @@ struct QuantizedConvParams {
   int32_t gate = -1, shift = -1;                // flat tensors [K]
   cpu::QuantizedType in_type{}, out_type{}, residual_type{};
   float residual_scale = 0.0f;  // 0 = no residual
-  float inner_low = 0.0f;
+  float inner_low = 0.0f, inner_high = 0.0f;
   int32_t in_list = -1;    // channels of the input that are stored
   int32_t out_list = -1;   // channels to compute; without a residual also those that are stored
   int32_t pass_list = -1;  // channels of which only the residual is converted; -1 = none

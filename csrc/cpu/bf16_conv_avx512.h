@@ -115,6 +115,59 @@ __attribute__((noinline)) void add_tile(const ConvJob& job, const RowBlock& bloc
   }
 }
 
+// Leftover positions: their inputs are gathered into columns in the order of the weights, and every sum is a dot
+// product of two runs of words.
+struct Leftover {
+  int32_t positions;  // 0: none
+  int64_t first;
+  int32_t chunks;     // of 16 words per tap; zeros after the last word
+  uint32_t* columns;  // [positions][taps][chunks][16]
+};
+
+void gather_columns(const ConvJob& job, const Leftover& leftover) {
+  uint32_t* column = leftover.columns;
+  for (int64_t position = leftover.first; position < leftover.first + leftover.positions; ++position)
+    for (int32_t t = 0; t < job.shape.taps; ++t) {
+      const bool inside = job.shape.tap_mask[t][position / kBlock] >> (position % kBlock) & 1;
+      const uint32_t* x = job.input.data + position + job.shape.tap_offset[t];
+      for (int32_t g = 0; g < leftover.chunks * kBlock; ++g)
+        *column++ = inside && g < job.words ? x[g * job.input.stride] : 0u;
+    }
+}
+
+// The sum of all lanes, added in halves.
+DYNPRUNE_INLINE float sum_lanes(__m512 v) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Sums of the leftover positions, as the first lanes of one vector per output.
+template <int Rows>
+void sum_leftover(const ConvJob& job, const RowBlock& block, const Leftover& leftover) {
+  const int64_t tap_size = int64_t{job.words} * kBf16PerWord;
+  alignas(64) float sums[Rows][kBlock] = {};
+  const uint32_t* column = leftover.columns;
+  for (int32_t l = 0; l < leftover.positions; ++l) {
+    __m512 dot[Rows];
+    DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) dot[k] = _mm512_setzero_ps();
+    for (int32_t t = 0; t < job.shape.taps; ++t)
+      for (int32_t chunk = 0; chunk < leftover.chunks; ++chunk, column += kBlock) {
+        const __m512i x = _mm512_load_si512(column);
+        const int64_t at = t * tap_size + chunk * kBlock * kBf16PerWord;
+        DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k)
+            add_pair_products(dot[k], x, _mm512_loadu_si512(block.weight[k] + at));
+      }
+    DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) sums[k][l] = sum_lanes(dot[k]);
+  }
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) job.sums[k * kMaxVectors] = _mm512_load_ps(sums[k]);
+}
+
+using LeftoverFn = void (*)(const ConvJob&, const RowBlock&, const Leftover&);
+constexpr LeftoverFn kSumLeftover[kTileRows] = {&sum_leftover<1>, &sum_leftover<2>, &sum_leftover<3>, &sum_leftover<4>,
+                                                &sum_leftover<5>, &sum_leftover<6>, &sum_leftover<7>, &sum_leftover<8>};
+
 using TileFn = void (*)(const ConvJob&, const RowBlock&, int64_t);
 #define TILES_3(R) &sum_tile<R, 1>, &sum_tile<R, 2>, &sum_tile<R, 3>
 #define TILES_4(R) TILES_3(R), &sum_tile<R, 4>
@@ -134,6 +187,8 @@ struct Scratch {
     at += sizeof(__m512) * kTileRows * kMaxVectors;
     table = at;
     at += RowCompaction<int16_t>::table_bytes(bf16_row_channels(shape.in_channels));
+    columns = reinterpret_cast<uint32_t*>(at);
+    at += sizeof(uint32_t) * static_cast<size_t>(column_words(shape));
     rows = reinterpret_cast<uint16_t*>(at);
   }
   // Elements; RowCompaction writes past the end.
@@ -141,14 +196,19 @@ struct Scratch {
     const int64_t row = static_cast<int64_t>(shape.taps) * bf16_row_channels(shape.in_channels);
     return (row + 2 * 32 + 31) / 32 * 32;
   }
+  static int64_t column_words(const Bf16ConvShape& shape) {
+    return int64_t{bf16_leftover(shape)} * shape.taps * ((shape.in_channels + 31) / 32) * kBlock;
+  }
   __m512* sums;
   void* table;
+  uint32_t* columns;
   uint16_t* rows;
 };
 
 size_t bf16_conv_scratch(const Bf16ConvShape& shape) {
   return sizeof(__m512) * kTileRows * kMaxVectors +
          RowCompaction<int16_t>::table_bytes(bf16_row_channels(shape.in_channels)) +
+         sizeof(uint32_t) * static_cast<size_t>(Scratch::column_words(shape)) +
          sizeof(uint16_t) * static_cast<size_t>(kTileRows * Scratch::row_capacity(shape));
 }
 
@@ -178,6 +238,10 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
               {clamp_float(shape.inner.lo, shape.outer), clamp_float(shape.inner.hi, shape.outer)},
               scratch.sums};
   const int64_t capacity = Scratch::row_capacity(shape);
+  const int32_t blocks = shape.out.blocks - (bf16_leftover(shape) ? 1 : 0);
+  const Leftover leftover{bf16_leftover(shape), int64_t{blocks} * kBlock, (job.words + kBlock - 1) / kBlock,
+                          scratch.columns};
+  if (leftover.positions) gather_columns(job, leftover);
   for (int32_t entry = first; entry < last; entry += kTileRows) {
     RowBlock block;
     block.rows = last - entry < kTileRows ? last - entry : kTileRows;
@@ -193,13 +257,17 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
       block.weight[k] = out;
     }
     const int32_t most = max_vectors(block.rows);
-    const int32_t parts = (shape.out.blocks + most - 1) / most;
+    const int32_t parts = (blocks + most - 1) / most;
     for (int32_t part = 0; part < parts; ++part) {
-      const auto begin = static_cast<int64_t>(shape.out.blocks) * part / parts;
-      const auto end = static_cast<int64_t>(shape.out.blocks) * (part + 1) / parts;
+      const auto begin = static_cast<int64_t>(blocks) * part / parts;
+      const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
       const auto vectors = static_cast<int>(end - begin);
       kSumTile[block.rows - 1][vectors - 1](job, block, begin * kBlock);
       (shape.adds ? add_tile : write_tile)(job, block, begin * kBlock, vectors);
+    }
+    if (leftover.positions) {
+      kSumLeftover[block.rows - 1](job, block, leftover);
+      (shape.adds ? add_tile : write_tile)(job, block, leftover.first, 1);
     }
   }
 }

@@ -30,9 +30,32 @@ void bf16_sum_block(const Bf16ConvShape& shape, const uint16_t* row, const Bf16C
   }
 }
 
+// The sum of one leftover position (see bf16_leftover).
+float bf16_sum_leftover(const Bf16ConvShape& shape, const uint16_t* row, const Bf16ConvCall& call, int64_t position) {
+  float lane[kBlock] = {};
+  const int32_t row_channels = bf16_row_channels(shape.in_channels);
+  for (int32_t t = 0; t < shape.taps; ++t) {
+    if (!(shape.tap_mask[t][position / kBlock] >> (position % kBlock) & 1)) continue;
+    const uint32_t* x = call.input.data + position + shape.tap_offset[t];
+    for (int32_t at = 0; at < call.n_in; at += kBf16PerWord) {
+      const uint32_t word = x[at / kBf16PerWord * call.input.stride];
+      float& sum = lane[at / kBf16PerWord % kBlock];
+      for (int32_t half = 1; half >= 0; --half) {
+        if (at + half >= call.n_in) continue;
+        const uint32_t weight = row[t * row_channels + call.in_channel[at + half]];
+        sum = sum + half_of(word, half) * float_of_bits(weight << 16);
+      }
+    }
+  }
+  for (int width = kBlock / 2; width > 0; width /= 2)
+    for (int l = 0; l < width; ++l) lane[l] = lane[l] + lane[l + width];
+  return lane[0];
+}
+
 void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf16ConvCall& call, int32_t first,
                int32_t last, void*) {
   const int64_t row_size = static_cast<int64_t>(shape.taps) * bf16_row_channels(shape.in_channels);
+  const int32_t leftover = bf16_leftover(shape);
   for (int32_t entry = first; entry < last; ++entry) {
     const int32_t channel = call.out_channel[entry];
     const int32_t at = shape.adds ? channel : entry;
@@ -40,8 +63,13 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
     uint32_t* plane = call.output.data + (at / kBf16PerWord) * call.output.stride;
     const Bf16Channel c = bf16_channel(weights, channel);
     for (int64_t block = 0; block < shape.out.blocks; ++block) {
-      float sums[kBlock];
-      bf16_sum_block(shape, weights.rows + channel * row_size, call, block, sums);
+      float sums[kBlock] = {};
+      const uint16_t* row = weights.rows + channel * row_size;
+      if (block + 1 == shape.out.blocks && leftover) {
+        for (int32_t l = 0; l < leftover; ++l) sums[l] = bf16_sum_leftover(shape, row, call, block * kBlock + l);
+      } else {
+        bf16_sum_block(shape, row, call, block, sums);
+      }
       for (int i = 0; i < kBlock; ++i) {
         if (!(shape.out.store_mask[block] >> i & 1)) continue;
         uint32_t& word = plane[block * kBlock + i];

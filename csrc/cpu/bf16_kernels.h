@@ -9,8 +9,9 @@
 // denormals flushed, as every thread of the executor does.
 //
 // The sum of an output element starts at 0 and takes, tap by tap and word by word, the product of the high half and
-// then that of the low half: what vdpbf16ps does. So its bits depend on which live channels share a word: lists of
-// packed maps name the live channels first, with skipping off as well. Results are the same bits on every ISA.
+// then that of the low half: what vdpbf16ps does (but see bf16_leftover). So its bits depend on which live channels
+// share a word: lists of packed maps name the live channels first, with skipping off as well. Results are the same bits
+// on every ISA.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +39,14 @@ struct Bf16ConvShape {
 // Elements of one tap of a row of weights: whole words.
 static constexpr int32_t bf16_row_channels(int32_t in_channels) {
   return (in_channels + kBf16PerWord - 1) / kBf16PerWord * kBf16PerWord;
+}
+
+// The last positions of a map, where they would leave most lanes of a vector idle: 1 of 7x7, 4 of 14x14. There, lane l
+// of 16 takes the words g of every tap with g % 16 == l, and the lanes are added in halves: l + 8, l + 4, l + 2, l + 1.
+// Decided by the shape alone, since the order of additions depends on it.
+static constexpr int32_t bf16_leftover(const Bf16ConvShape& shape) {
+  const int32_t positions = (shape.out.height - 1) * shape.out.pitch + shape.out.width;
+  return shape.in_channels >= 64 && positions > kBlock && positions % kBlock <= 4 ? positions % kBlock : 0;
 }
 
 // Per output channel; null = absent. The epilogue is that of the float convolution (kernels.h: Epilogue).
@@ -83,6 +92,10 @@ using Bf16UnpackFn = void (*)(const PlaneShape& in, const PlaneShape& out, const
 using Bf16MaxPoolScratchFn = size_t (*)(const PoolShape&);  // in words
 using Bf16MaxPoolFn = void (*)(const PoolShape&, const uint32_t* x, uint32_t* y, uint32_t* scratch);
 
+// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]) with bf16 weights [K][C] and float arithmetic, as LinearFn.
+using Bf16LinearFn = void (*)(int32_t out_features, int32_t in_features, const uint16_t* weights, const float* bias,
+                              const float* x, Clamp, float* y);
+
 struct Bf16Kernels {
   const char* isa;  // what these kernels were written for: "bf16" or "portable"
   Bf16ScratchFn conv_scratch;
@@ -93,11 +106,13 @@ struct Bf16Kernels {
   Bf16UnpackFn unpack;
   Bf16MaxPoolScratchFn max_pool_scratch;
   Bf16MaxPoolFn max_pool;
+  Bf16LinearFn linear;
 };
 
 #define DYNPRUNE_DECLARE_BF16_FAMILIES(ISA)     \
   void fill_bf16_conv_##ISA(Bf16Kernels&);      \
   void fill_bf16_depthwise_##ISA(Bf16Kernels&); \
+  void fill_bf16_linear_##ISA(Bf16Kernels&);    \
   void fill_bf16_maps_##ISA(Bf16Kernels&);
 DYNPRUNE_DECLARE_BF16_FAMILIES(generic)
 DYNPRUNE_DECLARE_BF16_FAMILIES(avx2)

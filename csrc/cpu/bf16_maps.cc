@@ -46,6 +46,16 @@ void unpack(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int3
 }
 
 void pass(const PlaneShape& shape, uint32_t lanes, const float* shift, Clamp outer, uint32_t* y) {
+#if defined(__AVX512BF16__)
+  const __mmask32 halves = (lanes & 1 ? 0x55555555u : 0u) | (lanes & 2 ? 0xaaaaaaaau : 0u);
+  for (int64_t block = 0; block < shape.blocks; ++block) {
+    const __m512i words = _mm512_loadu_si512(y + block * kBlock);
+    const __m512 low = clamp_floats(_mm512_add_ps(_mm512_set1_ps(shift[0]), low_floats(words)), outer);
+    const __m512 high = clamp_floats(_mm512_add_ps(_mm512_set1_ps(shift[1]), high_floats(words)), outer);
+    _mm512_mask_storeu_epi32(y + block * kBlock, shape.store_mask[block],
+                             _mm512_mask_mov_epi16(words, halves, round_pairs(low, high)));
+  }
+#else
   for (int64_t p = 0; p < static_cast<int64_t>(shape.blocks) * kBlock; ++p) {
     if (!(shape.store_mask[p / kBlock] >> (p % kBlock) & 1)) continue;
     const uint32_t word = y[p];
@@ -53,6 +63,7 @@ void pass(const PlaneShape& shape, uint32_t lanes, const float* shift, Clamp out
     const uint32_t high = lanes & 2 ? round_to_bf16(clamp_float(shift[1] + high_half(word), outer)) : word >> 16;
     y[p] = low | high << 16;
   }
+#endif
 }
 
 // bf16 numbers in the order of signed 16-bit integers; every NaN is the largest.
@@ -121,8 +132,16 @@ void max_of_columns(const uint32_t* line, int32_t taps, int32_t stride, int32_t 
     __m512i best = _mm512_set1_epi32(static_cast<int32_t>(kLowestOrders));
     for (int32_t t = 0; t < taps; ++t) {
       const uint32_t* x = line + static_cast<int64_t>(i) * stride + t * dilation;
-      const __m512i in =
-          stride == 1 ? _mm512_maskz_loadu_epi32(inside, x) : _mm512_mask_i32gather_epi32(best, inside, columns, x, 4);
+      __m512i in;
+      if (stride == 1) {
+        in = _mm512_maskz_loadu_epi32(inside, x);
+      } else if (stride == 2) {  // reads no further than the last column needs
+        const int32_t left = 2 * (width - i) - 1;
+        in = _mm512_permutex2var_epi32(_mm512_maskz_loadu_epi32(first_lanes(left), x), columns,
+                                       _mm512_maskz_loadu_epi32(left > 16 ? first_lanes(left - 16) : 0, x + 16));
+      } else {
+        in = _mm512_mask_i32gather_epi32(best, inside, columns, x, 4);
+      }
       best = _mm512_max_epi16(best, in);
     }
     _mm512_mask_storeu_epi32(y + i, inside, flip_negative(best));

@@ -105,26 +105,24 @@ int32_t moved_group(const StridedShape& shape, const float* packed, const ConvCa
 // Moves the weights of live outputs [first, last) and live inputs [i0, i1) together.
 void move_weights(const StridedShape& shape, const float* packed, const ConvCall& call, int32_t first, int32_t last,
                   int32_t i0, int32_t i1, float* scratch) {
-  // Live lanes out of one or two vectors of stored ones: where half of the outputs are live, two fill one.
+  // Live lanes out of one or two stored blocks: where half of the outputs are live, two fill one.
   struct Source {
     LaneChoice choice;
-    const float *vector, *second;
+    const float *block, *second;
     int32_t count;
   } source[kMovedBlocks * kChannelBlock];
-  const auto stored = [&](int32_t vector) {
-    return packed + vector / kVecsPerBlock * block_floats(shape) + vector % kVecsPerBlock * kLanes;
-  };
+  const auto stored = [&](int32_t block) { return packed + block * block_floats(shape); };
   int sources = 0;
   for (int32_t k = first; k < last; ++sources) {
-    const int32_t vector = call.out_channel[k] / kLanes;
-    int32_t second = vector, lanes[kLanes] = {}, count = 0;
+    const int32_t block = block_of(call, k);
+    int32_t second = block, lanes[kLanes] = {}, count = 0;
     for (; k < last && count < kLanes; ++k) {
-      const int32_t own = call.out_channel[k] / kLanes;
-      if (own != second && second != vector) break;
+      const int32_t own = block_of(call, k);
+      if (own != second && second != block) break;
       second = own;
-      lanes[count++] = call.out_channel[k] % kLanes + (own == vector ? 0 : kLanes);
+      lanes[count++] = call.out_channel[k] % kLanes + (own == block ? 0 : kLanes);
     }
-    source[sources] = {LaneChoice(lanes), stored(vector), stored(second), count};
+    source[sources] = {LaneChoice(lanes), stored(block), stored(second), count};
   }
   const int64_t step = static_cast<int64_t>(ceil_div(last - first, kChannelBlock)) * kChannelBlock;
   const int32_t distance = fetch_distance(shape.taps);
@@ -136,7 +134,7 @@ void move_weights(const StridedShape& shape, const float* packed, const ConvCall
       // Whole vectors: what is written beyond the live lanes is overwritten by the next vector or row.
       float* to = scratch;
       for (int s = 0; s < sources; to += source[s++].count) {
-        const float* a = source[s].vector + at + t * kChannelBlock;
+        const float* a = source[s].block + at + t * kChannelBlock;
         const float* b = source[s].second + at + t * kChannelBlock;
         fetch(a + gap);
         fetch(b + gap);

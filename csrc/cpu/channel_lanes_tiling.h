@@ -9,18 +9,14 @@
 namespace dynprune::cpu {
 namespace {
 
-constexpr int kMaxLaneBlocks = 4;    // blocks of 16 output channels in a tile
-constexpr int kMaxTileColumns = 14;  // pixels of a row in a tile
-constexpr int kMaxTileRows = 4;      // 1, 2 or 4
-constexpr int kMovedBlocks = 2;      // blocks of a tile whose weights were moved together
+constexpr int kMaxLaneBlocks = 4;   // blocks of 16 output channels in a tile
+constexpr int kMaxTilePixels = 14;  // of one row or of several
+constexpr int kMaxTileRows = 4;     // 1, 2 or 4
+constexpr int kMovedBlocks = 2;     // blocks of a tile whose weights were moved together
 
-// Most pixels of a tile, and most blocks of channels beside so many pixels: accumulators, one vector of weights per
-// block and one broadcast pixel share 32 (AVX-512) or 16 (AVX2) registers.
-constexpr int max_tile_pixels(int lanes) { return lanes == 16 ? 14 : 6; }
-constexpr int max_lane_blocks(int lanes, int pixels) {
-  if (lanes != 16) return pixels > 3 ? 1 : 2;
-  return pixels > 8 ? 2 : pixels > 6 ? 3 : 4;
-}
+// Most blocks of channels beside so many pixels: accumulators, one vector of weights per block and one broadcast pixel
+// share 32 registers.
+constexpr int max_lane_blocks(int pixels) { return pixels > 8 ? 2 : pixels > 6 ? 3 : 4; }
 
 // Register tiles of a map: `parts` balanced tiles per row; two or four rows at a time where rows are short, so that a
 // tiny map is one tile and weights that come from memory are used at once.
@@ -30,13 +26,12 @@ struct PixelTiling {
   int blocks;   // most blocks of channels
 };
 
-constexpr PixelTiling pixel_tiling(const PlaneShape& out, int lanes) {
-  const int most = max_tile_pixels(lanes);
-  const int parts = ceil_div(out.width, most);
+constexpr PixelTiling pixel_tiling(const PlaneShape& out) {
+  const int parts = ceil_div(out.width, kMaxTilePixels);
   const int columns = ceil_div(out.width, parts);
   int rows = 1;
-  while (rows < kMaxTileRows && rows < out.height && 2 * rows * out.width <= most) rows *= 2;
-  return {rows, parts, columns, max_lane_blocks(lanes, rows * columns)};
+  while (rows < kMaxTileRows && rows < out.height && 2 * rows * out.width <= kMaxTilePixels) rows *= 2;
+  return {rows, parts, columns, max_lane_blocks(rows * columns)};
 }
 
 // Of a second-level cache of 1 MB half is for the inputs of a panel of rows, which every group of channels reads again,
@@ -82,7 +77,7 @@ constexpr int64_t chunked_pixels(const StridedShape& shape) {
 }
 
 // Should the weights of `live` outputs, found in `blocks` blocks, be moved together for a panel of so many pixels?
-constexpr int kMoveCycles = 4;  // to load, permute and store a vector of them
+constexpr int kMoveCycles = 12;  // to fetch, permute and store a vector of them: the third-level cache's rate
 constexpr bool moving_pays(int blocks, int live, int pixels) {
   return ceil_div(live, kChannelBlock) * pixels + blocks * kMoveCycles < blocks * pixels;
 }

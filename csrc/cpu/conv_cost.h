@@ -19,11 +19,11 @@ namespace {
 // prefetching does not see.
 constexpr double kResidentWeights = 768 << 10;
 constexpr double kStreamBytes = 3.0;
-constexpr double kAdjoiningBytes = 6.0;  // where all weights of a step adjoin
+constexpr double kAdjoiningBytes = 7.0;  // where all weights of a step adjoin
 // Cycles that the direct kernel waits per byte of weights that another layer evicted: a tile reads as many streams as
 // it has outputs, and those of one tap per input are short.
 constexpr double kRowWait = 0.25;
-constexpr double kEvictedWeights = 128 << 10;
+constexpr double kEvictedWeights = 48 << 10;
 
 // Cycles to bring `bytes` of weights of which there are `all`, when a share `live` of the inputs is used.
 constexpr double stream_cycles(double bytes, double all, double live) {
@@ -66,24 +66,23 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   return (cycles > stream ? cycles : stream) + wait + pages;
 }
 
-inline double channel_lanes_cycles(const KernelTable& table, const StridedShape& shape, int32_t live_in,
-                                   int32_t live_out) {
+// Cycles of AVX-512, the only ISA that has the kernel.
+inline double channel_lanes_cycles(const StridedShape& shape, int32_t live_in, int32_t live_out) {
   if (live_out <= 0) return 0;
-  const PixelTiling tiling = pixel_tiling(shape.out, table.lanes);
-  const DirectTiles tiles = direct_tiles(table.lanes);
-  const int vectors = kBlock / table.lanes;  // of a block
+  const PixelTiling tiling = pixel_tiling(shape.out);
   const int rows = panel_rows(shape, live_in, tiling.rows);
   const int touched = static_cast<int>(blocks_touched(shape.out_channels, live_out, kChannelBlock) + 0.5);
   const bool compact = moving_pays(touched, live_out, rows * shape.out.width);
   const int blocks = compact ? ceil_div(live_out, kChannelBlock) : touched;
   const int most = compact && tiling.blocks > kMovedBlocks ? kMovedBlocks : tiling.blocks;
   const int groups = ceil_div(blocks, most);
-  const double weights = static_cast<double>(blocks) / groups * vectors;  // vectors, of a group
+  const double weights = static_cast<double>(blocks) / groups;  // blocks of a group
   const double steps = static_cast<double>(shape.taps) * live_in;
+  const double per_pixel = 1.8;                                      // to broadcast it
   const double per_step = 1.2, per_tile = 60.0, per_vector = 130.0;  // per_vector: to transpose and store 16 x 16 sums
   const auto tile = [&](double pixels) {
-    const double multiply_adds = weights * pixels / tiles.fma_per_cycle;
-    const double loads = weights * tiles.load_cycles + 0.5 * pixels * tiles.broadcast_cycles;
+    const double multiply_adds = weights * pixels;
+    const double loads = weights + pixels * per_pixel;
     const double slower = multiply_adds > loads ? multiply_adds : loads;
     return steps * ((slower > 5.0 ? slower : 5.0) + per_step) + per_tile + per_vector * weights;
   };
@@ -93,7 +92,7 @@ inline double channel_lanes_cycles(const KernelTable& table, const StridedShape&
     if (shape.out.height & rest) all_tiles += tile(rest * columns);
   }
   const int panels = ceil_div(shape.out.height, rows);
-  const double moves = compact ? kMoveCycles * steps * touched * vectors * panels : 0.0;
+  const double moves = compact ? kMoveCycles * steps * touched * panels : 0.0;
   const double gathers = gathers_pixels(shape) ? 5.0 * live_in * shape.out.height * ceil_div(shape.out.width, 16) : 0.0;
   const double start = 300.0;
   const double cycles = groups * tiling.parts * all_tiles + moves + gathers + start;
@@ -108,7 +107,7 @@ inline double channel_lanes_cycles(const KernelTable& table, const StridedShape&
 // Is a second copy of the weights worth its memory for a layer that the direct kernel can do as well?
 inline bool channel_lanes_pay(const KernelTable& table, const StridedShape& shape) {
   const DirectShape direct{shape.in_channels, shape.out_channels, shape.taps, nullptr, shape.out};
-  return channel_lanes_cycles(table, shape, shape.in_channels, shape.out_channels) <
+  return channel_lanes_cycles(shape, shape.in_channels, shape.out_channels) <
          0.97 * direct_cycles(table, direct, shape.in_channels, shape.out_channels);
 }
 

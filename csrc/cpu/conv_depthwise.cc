@@ -15,13 +15,18 @@ namespace {
 // Finishes the sum at float `position` of the plane.
 template <bool Plain>
 struct Finisher {
-  const float* next_output = nullptr;  // the plane after this one: its lines are fetched while this one is computed
+  const float* next_output = nullptr;  // a plane to come: its lines are fetched while this one is computed
+  const float* next_input = nullptr;   // the same for reading
   PlainFinish plain;
   FullFinish full;
   ChannelEpilogue channel;
   Vec bias;
   DYNPRUNE_INLINE Finisher(const Epilogue& e, const ChannelEpilogue& c)
       : plain(merged_clamp(e)), full(e), channel(c), bias(broadcast(c.bias)) {}
+  DYNPRUNE_INLINE void fetch(int64_t position) const {
+    prefetch_for_write(next_output + position);
+    __builtin_prefetch(next_input + position, 0, 3);
+  }
   DYNPRUNE_INLINE Vec operator()(Vec sum, int64_t position) const {
     if constexpr (Plain) return plain(sum, bias);
     return full(sum, channel, channel.residual ? load(channel.residual + position) : zero());
@@ -47,7 +52,7 @@ DYNPRUNE_INLINE void shifted_step(const DirectShape& shape, const float* x, cons
   }
   DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
     const int64_t position = (v0 + j) * kLanes;
-    prefetch_for_write(finish.next_output + position);
+    finish.fetch(position);
     store(y + position, keep(vector_mask(shape.out.store_mask, v0 + j), finish(acc[j], position)));
   }
 }
@@ -93,7 +98,7 @@ void columns_3x3(const DirectShape& shape, const float* x0, int32_t step, const 
     Vec middle = row_into(upper, in, 1);  // over the first two
     upper = row_into(zero(), in, 0);
     for (int32_t row = 0; row < out.height; ++row, position += out.pitch) {
-      prefetch_for_write(finish.next_output + position);
+      finish.fetch(position);
       load_row(in);
       const Vec v = finish(row_into(middle, in, 2), position);
       if (width >= kLanes) {
@@ -133,13 +138,19 @@ void zero_plane(const DirectShape& shape, float* y, const Finisher<Plain>& finis
   }
 }
 
+// How many planes ahead lines are fetched: small planes take less time than memory to answer.
+int32_t planes_ahead(const PlaneShape& out) { return 1 + 16 / out.blocks; }
+
 template <bool Plain>
 void depthwise_planes(const DirectShape& shape, const float* weights, const ConvCall& call) {
   const bool by_columns = is_3x3_rows(shape) && columns_pay(shape.out);
+  const int32_t ahead = planes_ahead(shape.out);
   for (int32_t i = 0; i < call.n_out; ++i) {
     const int32_t channel = call.out_channel[i];
     Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
-    finish.next_output = call.output[i + 1 < call.n_out ? i + 1 : i];
+    const int32_t next = i + ahead < call.n_out ? i + ahead : i;
+    finish.next_output = call.output[next];
+    finish.next_input = call.input[next] ? call.input[next] : call.output[next];
     const float* x = call.input[i];
     const float* w = weights + static_cast<int64_t>(channel) * shape.taps;
     float* y = call.output[i];
@@ -172,16 +183,24 @@ bool is_3x3_by_two(const StridedShape& shape) {
   return true;
 }
 
-// Stores a vector of sums that starts at float `position` of the plane; lanes outside `bits` are not pixels of it.
+// Finishes a vector of sums that starts at float `position` of the plane. Lanes outside `bits` are not pixels of it.
 template <bool Plain>
 DYNPRUNE_INLINE void put_lanes(float* y, Vec sum, int64_t position, uint32_t bits, const Finisher<Plain>& finish) {
   prefetch_for_write(finish.next_output + position);
+  Vec v;
   if constexpr (Plain) {
-    store_lanes(y + position, bits, finish.plain(sum, finish.bias));
+    v = finish.plain(sum, finish.bias);
   } else {
     const float* residual = finish.channel.residual;
-    const Vec from = residual ? load_lanes(residual + position, lane_mask(bits)) : zero();
-    store_lanes(y + position, bits, finish.full(sum, finish.channel, from));
+    v = finish.full(sum, finish.channel, residual ? load_lanes(residual + position, lane_mask(bits)) : zero());
+  }
+  constexpr uint32_t kAll = (1u << kLanes) - 1;
+  if ((bits & kAll) == kAll) {
+    store(y + position, v);
+  } else if (kLanes == 16) {
+    store_lanes(y + position, bits, v);
+  } else {  // the first lanes; masked stores of AVX2 take dozens of cycles on AMD
+    store_first(y + position, __builtin_popcount(bits), v);
   }
 }
 
@@ -217,7 +236,7 @@ void strided_3x3(const StridedShape& shape, const float* x, const float* w, floa
   Vec weight[9];
   DYNPRUNE_UNROLL for (int t = 0; t < 9; ++t) weight[t] = broadcast(w[t]);
   x += shape.tap_offset[0];
-  if (2 * out.width <= kLanes) {
+  if (kLanes == 16 && 2 * out.width <= kLanes) {  // masked stores into the middle of a vector cost little there
     constexpr int kHalf = kLanes / 2;
     const uint32_t bits = (1u << out.width) - 1;
     for (int64_t row = 0; row < out.height; row += 2) {
@@ -271,10 +290,13 @@ template <bool Plain>
 void strided_planes(const StridedShape& shape, const float* weights, const ConvCall& call) {
   const DirectShape zeros{shape.in_channels, shape.out_channels, 0, nullptr, shape.out};
   const bool by_two = is_3x3_by_two(shape);
+  const int32_t ahead = planes_ahead(shape.out);
   for (int32_t i = 0; i < call.n_out; ++i) {
     const int32_t channel = call.out_channel[i];
     Finisher<Plain> finish(call.epilogue, channel_epilogue(call.epilogue, channel, i));
-    finish.next_output = call.output[i + 1 < call.n_out ? i + 1 : i];
+    const int32_t next = i + ahead < call.n_out ? i + ahead : i;
+    finish.next_output = call.output[next];
+    finish.next_input = call.input[next] ? call.input[next] : call.output[next];
     const float* w = weights + static_cast<int64_t>(channel) * shape.taps;
     if (!call.input[i]) {
       zero_plane(zeros, call.output[i], finish);

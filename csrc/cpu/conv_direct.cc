@@ -21,7 +21,7 @@ struct Job {
   const DirectShape& shape;
   const ConvCall& call;
   const float* weights;
-  bool plain;
+  EpilogueKind epilogue;
   Clamp clamp;  // of the plain epilogue
 };
 
@@ -33,17 +33,24 @@ struct TileChannels {
 };
 
 // Finishes sums[channels][vectors][kLanes] of the tile whose first vector is `v0`.
-__attribute__((noinline)) void finish_tile(const Job& job, const TileChannels& tile, int channels, int vectors,
-                                           int64_t v0, const float* sums) {
-  const FullFinish finish(job.call.epilogue);
+template <EpilogueKind Kind>
+void finish_sums(const Job& job, const TileChannels& tile, int channels, int vectors, int64_t v0, const float* sums) {
   for (int k = 0; k < channels; ++k) {
     const ChannelEpilogue& c = tile.epilogue[k];
+    const ChannelFinish<Kind> finish{job.call.epilogue, c};
     for (int64_t v = v0; v < v0 + vectors; ++v, sums += kLanes) {
-      const Vec residual = c.residual ? load(c.residual + v * kLanes) : zero();
-      store(tile.output[k] + v * kLanes,
-            keep(vector_mask(job.shape.out.store_mask, v), finish(load(sums), c, residual)));
+      const Vec residual = finish.kMayAdd && c.residual ? load(c.residual + v * kLanes) : zero();
+      store(tile.output[k] + v * kLanes, keep(vector_mask(job.shape.out.store_mask, v), finish(load(sums), residual)));
     }
   }
+}
+
+__attribute__((noinline)) void finish_tile(const Job& job, const TileChannels& tile, int channels, int vectors,
+                                           int64_t v0, const float* sums) {
+  constexpr decltype(&finish_sums<EpilogueKind::kFull>) kFinish[kEpilogueKinds] = {
+      finish_sums<EpilogueKind::kPlain>, finish_sums<EpilogueKind::kGated>, finish_sums<EpilogueKind::kAdded>,
+      finish_sums<EpilogueKind::kFull>};
+  kFinish[static_cast<int>(job.epilogue)](job, tile, channels, vectors, v0, sums);
 }
 
 // Taps = 0: as many as the shape says, in a loop; otherwise unrolled.
@@ -84,12 +91,22 @@ void direct_tile(const Job& job, const TileChannels& tile, int64_t v0) {
       for (int t = 0; t < taps; ++t) accumulate(t);
     }
   }
-  if (job.plain) {
+  if (job.epilogue == EpilogueKind::kPlain) {
     const PlainFinish finish(job.clamp);
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
       const uint32_t mask = vector_mask(job.shape.out.store_mask, v0 + j);
       DYNPRUNE_UNROLL for (int k = 0; k < Channels; ++k) {
         store(tile.output[k] + (v0 + j) * kLanes, keep(mask, finish(acc[k][j], broadcast(tile.epilogue[k].bias))));
+      }
+    }
+  } else if (job.epilogue == EpilogueKind::kAdded) {
+    const Vec lo = broadcast(job.call.epilogue.outer.lo), hi = broadcast(job.call.epilogue.outer.hi);
+    DYNPRUNE_UNROLL for (int k = 0; k < Channels; ++k) {
+      const ChannelEpilogue& c = tile.epilogue[k];
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+        const Vec v = add(add(acc[k][j], broadcast(c.bias)), load(c.residual + (v0 + j) * kLanes));
+        const uint32_t mask = vector_mask(job.shape.out.store_mask, v0 + j);
+        store(tile.output[k] + (v0 + j) * kLanes, keep(mask, limit(v, lo, hi)));
       }
     }
   } else {
@@ -258,14 +275,13 @@ void position_tile(const Job& job, int64_t v0, int vectors, bool half) {
 void conv_direct(const DirectShape& shape, const float* weights, const ConvCall& call, int32_t first_block,
                  int32_t last_block) {
   if (call.n_out == 0) return;
-  const Job job{shape, call, weights, is_plain(call.epilogue), merged_clamp(call.epilogue)};
+  const Job job{shape, call, weights, epilogue_kind(call.epilogue), merged_clamp(call.epilogue)};
   int64_t begin = static_cast<int64_t>(first_block) * kVecsPerBlock;
   int64_t end = static_cast<int64_t>(last_block) * kVecsPerBlock;
   while (end > begin && keep_none(vector_mask(shape.out.store_mask, end - 1))) --end;
   if (end == begin) return;
   const bool half = kLanes == 16 && (vector_mask(shape.out.store_mask, end - 1) & 0xff00u) == 0;
-  const DirectSplit& split =
-      position_split(TileUse::kDirect, kLanes, call.n_out, static_cast<int>(end - begin), half);
+  const DirectSplit& split = position_split(TileUse::kDirect, kLanes, call.n_out, static_cast<int>(end - begin), half);
   for (int part = 0; part < split.parts; ++part) {
     const int64_t v0 = begin + balanced_begin(split.full_vectors, split.parts, part);
     const int64_t v1 = begin + balanced_begin(split.full_vectors, split.parts, part + 1);

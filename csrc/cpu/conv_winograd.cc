@@ -45,8 +45,9 @@ void winograd_pack(const WinogradShape& shape, WinogradWeights form, const float
   }
 }
 
-void winograd_input(const WinogradShape& shape, const ConvCall& call, int32_t first, int32_t last, float* v) {
-  const TileGrid grid = tile_grid(shape.out, shape.m, kLanes);
+void winograd_input(const WinogradShape& shape, TileRows rows, const ConvCall& call, int32_t first, int32_t last,
+                    float* v) {
+  const TileGrid grid = tile_grid(shape.out, shape.m, kLanes, rows);
   const int64_t stride = matrix_stride(grid, call.n_in);
   for (int32_t i = first; i < last; ++i) {
     input_plane(grid, shape.out, shape.m, call.input[i], v + i * grid.stride, stride);
@@ -110,9 +111,9 @@ bool adjoin(const ConvCall& call, const Group& group) {
          call.out_channel[group.last - 1] / kChannelBlock == call.out_channel[group.first] / kChannelBlock;
 }
 
-void winograd_output(const WinogradShape& shape, WinogradWeights form, const float* packed, const float* v,
-                     const ConvCall& call, int32_t first, int32_t last, float* thread_scratch) {
-  const TileGrid grid = tile_grid(shape.out, shape.m, kLanes);
+void winograd_output(const WinogradShape& shape, TileRows rows, WinogradWeights form, const float* packed,
+                     const float* v, const ConvCall& call, int32_t first, int32_t last, float* thread_scratch) {
+  const TileGrid grid = tile_grid(shape.out, shape.m, kLanes, rows);
   const int32_t elements = tile_elements(shape);
   const int64_t v_matrix = matrix_stride(grid, call.n_in), out_matrix = matrix_stride(grid, kGroup);
   float* products = thread_scratch;

@@ -128,10 +128,15 @@ struct WinogradSizes {
 };
 using WinogradSizesFn = WinogradSizes (*)(const WinogradShape&, WinogradWeights);
 using WinogradPackFn = void (*)(const WinogradShape&, WinogradWeights, const float* weights, float* packed);
-// Transforms live inputs [first, last) of call.input into v. All must be done before winograd_output.
-using WinogradInputFn = void (*)(const WinogradShape&, const ConvCall&, int32_t first, int32_t last, float* v);
+// Rows of tiles of m x m outputs. A map may be worked through in bands of rows, so that V stays in the caches.
+struct TileRows {
+  int32_t first, last;
+};
+// Transforms live inputs [first, last) of call.input into v. All must be done before winograd_output for these rows.
+using WinogradInputFn = void (*)(const WinogradShape&, TileRows, const ConvCall&, int32_t first, int32_t last,
+                                 float* v);
 // Multiplies, transforms back and finishes live outputs [first, last). v as written for all n_in.
-using WinogradOutputFn = void (*)(const WinogradShape&, WinogradWeights, const float* packed, const float* v,
+using WinogradOutputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const float* packed, const float* v,
                                   const ConvCall&, int32_t first, int32_t last, float* thread_scratch);
 
 // ---- planar elementwise, pooling, layout ------------------------------------------------------

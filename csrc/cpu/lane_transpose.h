@@ -1,12 +1,10 @@
-// Transposition of kLanes rows of kLanes floats in registers.
+// Transposition of 16 rows of 16 floats in registers.
 #pragma once
 
 #include "vec.h"
 
 namespace dynprune::cpu {
 namespace {
-
-#if defined(__AVX512F__)
 
 // out[i] lane j = rows[j * stride + i].
 DYNPRUNE_INLINE void transpose_lanes(const float* rows, int64_t stride, Vec* out) {
@@ -35,30 +33,6 @@ DYNPRUNE_INLINE void transpose_lanes(const float* rows, int64_t stride, Vec* out
     out[12 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
   }
 }
-
-#elif defined(__AVX2__)
-
-DYNPRUNE_INLINE void transpose_lanes(const float* rows, int64_t stride, Vec* out) {
-  __m256 a[8], b[8];
-  DYNPRUNE_UNROLL for (int i = 0; i < 8; i += 2) {
-    const __m256 even = load(rows + i * stride), odd = load(rows + (i + 1) * stride);
-    a[i] = _mm256_unpacklo_ps(even, odd);
-    a[i + 1] = _mm256_unpackhi_ps(even, odd);
-  }
-  DYNPRUNE_UNROLL for (int i = 0; i < 8; i += 4) {
-    DYNPRUNE_UNROLL for (int half = 0; half < 2; ++half) {
-      const __m256d low = _mm256_castps_pd(a[i + half]), high = _mm256_castps_pd(a[i + 2 + half]);
-      b[i + 2 * half] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
-      b[i + 2 * half + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
-    }
-  }
-  DYNPRUNE_UNROLL for (int j = 0; j < 4; ++j) {
-    out[j] = _mm256_permute2f128_ps(b[j], b[4 + j], 0x20);
-    out[4 + j] = _mm256_permute2f128_ps(b[j], b[4 + j], 0x31);
-  }
-}
-
-#endif
 
 }  // namespace
 }  // namespace dynprune::cpu

@@ -40,7 +40,7 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
     const int32_t at = adds ? channel : entry;
     const int32_t byte = at % kChannelsPerWord;
     uint32_t* plane = call.output.data + (at / kChannelsPerWord) * call.output.stride;
-    const ChannelScale c = channel_scale(weights, call, channel);
+    const ChannelScale c = channel_scale(shape, weights, call, channel);
     for (int64_t block = 0; block < shape.out.blocks; ++block) {
       int32_t sums[kBlock];
       sum_block(shape, weights.rows + channel * row_bytes, call, block, sums);

@@ -91,7 +91,7 @@ DYNPRUNE_INLINE void write_sums(const ConvJob& job, const RowBlock& block, int64
       __m512i rounded[4];
       DYNPRUNE_UNROLL for (int a = 0; a < 4; ++a) {
         const ChannelScale& c = block.scale[4 * q + a];
-        rounded[a] = round_to_int(scaled(acc[4 * q + a][j], c));
+        rounded[a] = round_to_int(scaled(acc[4 * q + a][j], c), c.high);
       }
       store_pixels(y + 16 * j, job.shape.out.store_mask[position / kBlock + j],
                    is_signed ? pack_s8(rounded) : pack_u8(rounded));
@@ -270,7 +270,8 @@ void place_outputs(const QuantizedConvShape& shape, const QuantizedWeights& weig
   if (shape.residual_scale == 0.0f) {
     block.rows = (count + 3) / 4 * 4;  // fillers repeat the last row with scale 0, so that they come out as 0
     for (int32_t k = 0; k < block.rows; ++k)
-      block.scale[k] = k < count ? channel_scale(weights, call, call.out_channel[entry + k]) : ChannelScale{0.0f, 0.0f};
+      block.scale[k] =
+          k < count ? channel_scale(shape, weights, call, call.out_channel[entry + k]) : ChannelScale{0.0f, 0.0f};
     for (int32_t q = 0; q < block.rows / 4; ++q)
       block.target[block.targets++] = call.output.data + (entry / 4 + q) * call.output.stride;
     return;
@@ -279,7 +280,7 @@ void place_outputs(const QuantizedConvShape& shape, const QuantizedWeights& weig
   int32_t group = -1;
   for (int32_t k = 0; k < count; ++k) {
     const int32_t channel = call.out_channel[entry + k];
-    block.scale[k] = channel_scale(weights, call, channel);
+    block.scale[k] = channel_scale(shape, weights, call, channel);
     if (channel / 4 != group) {
       group = channel / 4;
       block.lanes[block.targets] = 0;

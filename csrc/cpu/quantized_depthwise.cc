@@ -45,7 +45,7 @@ WordChannels channels_of(const QuantizedConvShape& shape, const QuantizedWeights
     word.scale[a] = {0.0f, 0.0f};
     if (entry >= call.n_out) continue;
     const int32_t channel = call.out_channel[entry];
-    word.scale[a] = channel_scale(weights, call, channel);
+    word.scale[a] = channel_scale(shape, weights, call, channel);
     while (next < call.n_in && call.in_channel[next] < channel) ++next;
     if (next == call.n_in || call.in_channel[next] != channel) continue;
     word.row[a] = weights.rows + static_cast<int64_t>(channel) * shape.taps * kChannelsPerWord;
@@ -83,7 +83,7 @@ void depthwise_tile(const QuantizedConvShape& shape, const WordChannels& word, u
   DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
     __m512i rounded[4];
     DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) rounded[a] =
-        round_to_int(scaled(acc[a][j], word.scale[a]));
+        round_to_int(scaled(acc[a][j], word.scale[a]), word.scale[a].high);
     store_pixels(y + position + 16 * j, shape.out.store_mask[position / kBlock + j],
                  shape.out_type == QuantizedType::kS8 ? pack_s8(rounded) : pack_u8(rounded));
   }

@@ -32,7 +32,8 @@ struct QuantizedConvShape {
   // 0: no residual. With 1 and equal types the residual is added as an integer after rounding, else
   // as a float before it.
   float residual_scale;
-  float inner_low;  // lower bound of the sum before a residual is added; -inf without one
+  float inner_low;   // lower bound of the sum before a residual is added; -inf without one
+  float inner_high;  // upper bound of the sum, which the gate scales too; inf with a residual or a shift
 };
 
 // Bytes of one row of weights: [taps][in_channels rounded up to whole words].
@@ -50,7 +51,8 @@ struct QuantizedWeights {
 // One image. Without a residual, out_channel entry i is written to position i of `output`, whole words, fillers
 // included. With one, `output` holds the residual, dense in fixed channel order: entry i replaces the byte of
 // channel out_channel[i], and bytes of channels that are not listed stay as they are.
-//   s = scale * gate, b = bias * gate + shift;  v = max(sum * s + b, inner_low);  see QuantizedConvShape for the rest
+//   s = scale * gate, b = bias * gate + shift;  v = min(max(sum * s + b, inner_low), inner_high * gate);  see
+//   QuantizedConvShape for the rest
 struct QuantizedConvCall {
   GroupPlanes input;
   const int32_t* in_channel;  // [n_in], ascending; position i holds channel in_channel[i]

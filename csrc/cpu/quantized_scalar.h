@@ -34,12 +34,18 @@ inline uint32_t with_byte(uint32_t word, int32_t byte, int32_t value) {
   return (word & ~(255u << shift)) | (static_cast<uint32_t>(value) & 255u) << shift;
 }
 
-// Scale and bias of one output channel for one image.
+// Scale, bias and upper bound of one output channel for one image.
 struct ChannelScale {
   float scale, bias;
+  float high = kMaxRounded;
 };
-inline ChannelScale channel_scale(const QuantizedWeights& weights, const QuantizedConvCall& call, int32_t channel) {
+inline ChannelScale channel_scale(const QuantizedConvShape& shape, const QuantizedWeights& weights,
+                                  const QuantizedConvCall& call, int32_t channel) {
   ChannelScale c{weights.scale[channel], weights.bias[channel]};
+  if (shape.inner_high < kMaxRounded * 1e6f) {  // infinity times a gate of zero is no bound
+    const float high = call.gate ? shape.inner_high * call.gate[channel] : shape.inner_high;
+    c.high = high < kMaxRounded ? high : kMaxRounded;
+  }
   if (call.gate) {
     c.scale *= call.gate[channel];
     c.bias *= call.gate[channel];
@@ -55,7 +61,7 @@ inline bool adds_integers(const QuantizedConvShape& shape) {
 // The finished value of one output element; `residual` is ignored where there is none.
 inline int32_t finish(const QuantizedConvShape& shape, int32_t sum, const ChannelScale& c, int32_t residual) {
   float v = static_cast<float>(sum) * c.scale + c.bias;
-  if (shape.residual_scale == 0.0f) return saturate(round_saturated(v), shape.out_type);
+  if (shape.residual_scale == 0.0f) return saturate(round_saturated(v > c.high ? c.high : v), shape.out_type);
   v = v < shape.inner_low ? shape.inner_low : v;
   if (adds_integers(shape)) return saturate(round_saturated(v) + residual, shape.out_type);
   return saturate(round_saturated(v + static_cast<float>(residual) * shape.residual_scale), shape.out_type);

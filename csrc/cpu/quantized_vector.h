@@ -32,8 +32,8 @@ DYNPRUNE_VECTOR_INLINE __m512 scaled(__m512i sums, const ChannelScale& c) {
 }
 
 // As round_saturated, but values below -32768 stay below: the packs that follow saturate them.
-DYNPRUNE_VECTOR_INLINE __m512i round_to_int(__m512 v) {
-  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(kMaxRounded), v));
+DYNPRUNE_VECTOR_INLINE __m512i round_to_int(__m512 v, float high = kMaxRounded) {
+  return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(high), v));
 }
 
 // Byte 4 * position + channel from the order that packs leave: [channel][position] within 128 bits.

@@ -113,7 +113,7 @@ inline void input_plane(const TileGrid& grid, const PlaneShape& map, int32_t m, 
   const InputTilesFn transform = grid.segments > 1 ? kInputTilesOfLongRows[m == 4] : kInputTiles[m == 4][grid.kind()];
   for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
     for (int32_t s = 0; s < grid.segments; ++s) {
-      transform(x, map, row, s * grid.segment, v + grid.lane(row, s), stride);
+      transform(x, map, grid.first_row + row, s * grid.segment, v + grid.lane(row, s), stride);
     }
   }
 }

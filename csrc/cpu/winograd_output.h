@@ -112,7 +112,7 @@ inline void output_plane(const TileGrid& grid, int32_t m, const OutputPlane& pla
   const OutputTilesFn transform = kOutputTiles[m == 4][grid.kind()][static_cast<int>(epilogue_kind(*plane.epilogue))];
   for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
     for (int32_t s = 0; s < grid.segments; ++s) {
-      transform(plane, row, s * grid.segment, tiles + grid.lane(row, s), stride);
+      transform(plane, grid.first_row + row, s * grid.segment, tiles + grid.lane(row, s), stride);
     }
   }
 }

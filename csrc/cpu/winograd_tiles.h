@@ -19,6 +19,7 @@ constexpr int kMinSegment = 4;
 
 struct TileGrid {
   int32_t lanes;          // of a vector
+  int32_t first_row;      // of tiles, in the map
   int32_t rows, columns;  // of tiles
   int32_t segment;        // lanes of one tile row in a vector: lanes, lanes / 2, ... kMinSegment
   int32_t segments;       // vectors per tile row (segment == lanes), else 1
@@ -41,10 +42,12 @@ struct TileGrid {
   int32_t transforms() const { return ceil_div(rows, rows_per_vector()) * segments; }
 };
 
-inline TileGrid tile_grid(const PlaneShape& map, int32_t m, int32_t lanes) {
+// The tiles of rows [first, last) of tiles.
+inline TileGrid tile_grid(const PlaneShape& map, int32_t m, int32_t lanes, TileRows rows) {
   TileGrid grid{};
   grid.lanes = lanes;
-  grid.rows = ceil_div(map.height, m);
+  grid.first_row = rows.first;
+  grid.rows = rows.last - rows.first;
   grid.columns = ceil_div(map.width, m);
   grid.segment = lanes;
   while (grid.segment > kMinSegment && grid.columns * 2 <= grid.segment) grid.segment /= 2;
@@ -55,6 +58,36 @@ inline TileGrid tile_grid(const PlaneShape& map, int32_t m, int32_t lanes) {
   grid.vectors = static_cast<int32_t>((used + lanes - 1) / lanes);
   grid.stride = (end + 15) / 16 * 16;
   return grid;
+}
+
+inline TileGrid tile_grid(const PlaneShape& map, int32_t m, int32_t lanes) {
+  return tile_grid(map, m, lanes, {0, ceil_div(map.height, m)});
+}
+
+// How the rows of tiles of a map may be shared out, a vector of short rows being indivisible.
+struct WinogradBands {
+  int32_t tile_rows;
+  int32_t rows_per_vector;
+  int32_t units() const { return ceil_div(tile_rows, rows_per_vector); }
+  // More bands would have less than two vectors each: their last ones run half empty.
+  int32_t most() const { return units() / 2; }
+  TileRows rows(int32_t band, int32_t bands) const {
+    const int32_t last = balanced_begin(units(), bands, band + 1) * rows_per_vector;
+    return {balanced_begin(units(), bands, band) * rows_per_vector, last < tile_rows ? last : tile_rows};
+  }
+};
+inline WinogradBands winograd_bands(const WinogradShape& shape, int32_t lanes) {
+  const TileGrid grid = tile_grid(shape.out, shape.m, lanes);
+  return {grid.rows, grid.rows_per_vector()};
+}
+
+// Floats of V of the largest of so many bands, all inputs live.
+inline int64_t winograd_band_scratch(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
+                                     int32_t bands) {
+  const WinogradBands all = winograd_bands(shape, table.lanes);
+  WinogradShape band = shape;
+  band.out.height = ceil_div(all.units(), bands) * all.rows_per_vector * shape.m;
+  return static_cast<int64_t>(table.winograd_sizes(band, form).input_scratch + 15) / 16 * 16;
 }
 
 // Bit i: is column `first` + i a pixel?

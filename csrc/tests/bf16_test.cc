@@ -38,6 +38,7 @@ std::vector<Kernels> usable_kernels() {
   list.push_back({#ISA, {}});                   \
   fill_bf16_conv_##ISA(list.back().table);      \
   fill_bf16_depthwise_##ISA(list.back().table); \
+  fill_bf16_linear_##ISA(list.back().table);    \
   fill_bf16_maps_##ISA(list.back().table)
   ADD_KERNELS(generic);
 #if defined(__x86_64__)
@@ -243,8 +244,11 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
     kernels.table.conv(shape, weights, call, cut, n_out, scratch.get());
   }
 
+  const int32_t leftover = c.depthwise ? 0 : bf16_leftover(shape);
   const auto sum_at = [&](int32_t k, int32_t y, int32_t x) {
-    volatile float sum = 0.0f;
+    const int32_t position = y * geometry.shape().pitch + x;
+    const int32_t lanes = position / kBlock == geometry.shape().blocks - 1 && leftover ? kBlock : 1;
+    volatile float sum[kBlock] = {};
     for (int32_t t = 0; t < taps_count; ++t) {
       const int32_t yy = y + t / c.kernel - reach, xx = x + t % c.kernel - reach;
       if (yy < 0 || yy >= c.height || xx < 0 || xx >= c.width) continue;
@@ -254,10 +258,13 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
           const int32_t channel = live_in[static_cast<size_t>(i + a)];
           if (c.depthwise && channel != k) continue;
           volatile float product = wide(in.at(channel, yy, xx)) * wide(weight(k, t, c.depthwise ? 0 : channel));
-          sum = sum + product;
+          const int32_t lane = i / 2 % lanes;
+          sum[lane] = sum[lane] + product;
         }
     }
-    return static_cast<float>(sum);
+    for (int32_t width = lanes / 2; width > 0; width /= 2)
+      for (int32_t l = 0; l < width; ++l) sum[l] = sum[l] + sum[l + width];
+    return static_cast<float>(sum[0]);
   };
   bool equal = true, others_kept = true, fillers_zero = true;
   out.for_each_pixel([&](int32_t y, int32_t x, int32_t) {
@@ -294,7 +301,7 @@ void test_convolutions(const Kernels& kernels) {
       {0, 8, 4, 8},   {1, 5, 1, 3},     {3, 3, 16, 16},   {16, 16, 16, 16}, {7, 16, 9, 16},   {8, 16, 5, 32},
       {20, 24, 3, 9}, {15, 32, 17, 32}, {40, 96, 13, 20}, {37, 70, 40, 41}, {63, 130, 1, 10},
   };
-  const int32_t sizes[][2] = {{1, 2}, {3, 5}, {7, 7}, {8, 8}, {9, 21}};
+  const int32_t sizes[][2] = {{1, 2}, {3, 5}, {7, 7}, {8, 8}, {9, 21}, {4, 5}};
   for (const auto& n : live)
     for (const auto& size : sizes)
       for (int32_t kernel : {1, 3}) {
@@ -373,6 +380,30 @@ void test_maps(const Kernels& kernels) {
   }
 }
 
+void test_linear(const Kernels& kernels) {
+  uint64_t seed = 500;
+  for (int32_t features : {1, 15, 16, 40, 257})
+    for (int32_t outputs : {1, 8, 11}) {
+      Random random(seed++);
+      const auto x = random.vector(static_cast<size_t>(features)), bias = random.vector(static_cast<size_t>(outputs));
+      std::vector<uint16_t> weights;
+      for (int32_t i = 0; i < features * outputs; ++i)
+        weights.push_back(static_cast<uint16_t>(rounded(random_float(random))));
+      std::vector<float> y(static_cast<size_t>(outputs));
+      kernels.table.linear(outputs, features, weights.data(), bias.data(), x.data(), {0.0f, kInfinity}, y.data());
+      bool close = true;
+      for (int32_t k = 0; k < outputs; ++k) {
+        double sum = static_cast<double>(bias[static_cast<size_t>(k)]);
+        for (int32_t c = 0; c < features; ++c)
+          sum += static_cast<double>(wide(weights[static_cast<size_t>(k * features + c)])) *
+                 static_cast<double>(x[static_cast<size_t>(c)]);
+        close =
+            close && std::fabs(static_cast<double>(y[static_cast<size_t>(k)]) - std::max(sum, 0.0)) < 1e-5 * features;
+      }
+      check(close, kernels.isa + " linear " + std::to_string(features) + ">" + std::to_string(outputs));
+    }
+}
+
 void test_max_pool(const Kernels& kernels) {
   struct Pool {
     int32_t height, width, kernel, stride, pad, dilation;
@@ -431,6 +462,7 @@ int main() {
     test_convolutions(kernels);
     test_maps(kernels);
     test_max_pool(kernels);
+    test_linear(kernels);
     std::printf("%-12s (%s): %d passed so far\n", kernels.isa.c_str(), kernels.table.isa, g_passed);
   }
   std::printf("%d passed, %d failed\n", g_passed, g_failed);

@@ -8,6 +8,7 @@
 // inputs and outputs is live (random channels). "eff" is dense time times the share of the work, over the time. The
 // line "direct or" says for each live share which of the two the cost model picks, and how much slower than the better
 // one the pick is. --minimum takes the best round, for a busy machine.
+// --sweep measures live shares of 0, 5, ..., 100 % instead and appends a JSON line per layer to FILE.
 #include <time.h>
 
 #include <algorithm>
@@ -230,6 +231,8 @@ class Bench {
            layer_.kernel;
   }
 
+  bool channel_lanes_pay() const { return table_.has_channel_lanes && cpu::channel_lanes_pay(table_, strided_); }
+
   std::vector<Timed> jobs(Activity activity) {
     lists_.push_back(std::make_unique<Lists>());
     Lists& l = *lists_.back();
@@ -301,6 +304,7 @@ class Bench {
   }
   struct Winograd {
     WinogradShape shape;
+    TileRows all;
     Copies packed;
     size_t v_size = 0;
   };
@@ -318,7 +322,7 @@ class Bench {
     use_scratch(sizes.thread_scratch);
     l.whole_call = l.call;
     l.whole_call.input = l.whole_inputs.data();
-    jobs.push_back({"channel lanes", channel_lanes_cycles(table_, strided_, l.call.n_in, l.call.n_out), [this, &l] {
+    jobs.push_back({"channel lanes", channel_lanes_cycles(strided_, l.call.n_in, l.call.n_out), [this, &l] {
                       table_.conv_channel_lanes(strided_, lanes_weights_.next(), l.whole_call, 0, strided_.out.height,
                                                 scratch_.get());
                     }});
@@ -334,6 +338,7 @@ class Bench {
     Winograd& w = winograd_[m == 4][transformed];
     if (!w.packed.memory) {
       w.shape = {layer_.in_channels, layer_.out_channels, m, out_.shape()};
+      w.all = winograd_bands(w.shape, table_.lanes).rows(0, 1);
       const WinogradSizes sizes = table_.winograd_sizes(w.shape, form);
       const std::shared_ptr<float> packed = floats(sizes.weights);
       use_scratch(sizes.input_scratch + sizes.thread_scratch);
@@ -343,8 +348,9 @@ class Bench {
     }
     jobs.push_back({name, winograd_cycles(table_, w.shape, form, l.call.n_in, l.call.n_out), [this, &l, &w, form] {
                       float* v = scratch_.get();
-                      table_.winograd_input(w.shape, l.call, 0, l.call.n_in, v);
-                      table_.winograd_output(w.shape, form, w.packed.next(), v, l.call, 0, l.call.n_out, v + w.v_size);
+                      table_.winograd_input(w.shape, w.all, l.call, 0, l.call.n_in, v);
+                      table_.winograd_output(w.shape, w.all, form, w.packed.next(), v, l.call, 0, l.call.n_out,
+                                             v + w.v_size);
                     }});
   }
 
@@ -371,13 +377,18 @@ class Bench {
   std::vector<std::unique_ptr<Lists>> lists_;
 };
 
-void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_only, bool cold, bool minimum) {
+KernelTable table_of(const Isa& isa) {
   KernelTable table{};
   table.isa = isa.name;
   table.lanes = isa.lanes;
   for (const auto fill : isa.fill) {
     if (fill) fill(table);
   }
+  return table;
+}
+
+void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_only, bool cold, bool minimum) {
+  const KernelTable table = table_of(isa);
   const double peak = 2.0 * std::max({isa.peak(), isa.peak(), isa.peak()});
   std::printf("%s: %.1f GFLOP/s multiply-add peak\n%-18s %-14s %9s %7s %6s", isa.name, peak * 1e-9, "layer",
               "algorithm", "us", "GFLOP/s", "% peak");
@@ -424,6 +435,72 @@ void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_on
   }
 }
 
+// The algorithms that a plan offers the cost model for a layer; see dynprune_rt/backends/cpu/lower_maps.py.
+bool is_planned(const KernelTable& table, const Layer& layer, const Bench& bench, const std::string& algorithm) {
+  if (layer.depthwise) return algorithm == (layer.stride == 2 ? "unsplit" : "depthwise");
+  if (layer.stride == 2 && table.has_channel_lanes) return algorithm == "channel lanes";
+  const bool tiny = table.has_channel_lanes && layer.size <= 4;
+  if (table.has_winograd && layer.kernel == 3 && !tiny) {
+    const int m = layer.size >= 12 ? 4 : 2;
+    const bool stored = 4 * (m + 2) * (m + 2) * layer.in_channels * layer.out_channels <= 64 << 10;
+    const std::string winograd = "F" + std::to_string(m) + (stored ? " stored" : " on the fly");
+    return algorithm == "direct" || algorithm == winograd;
+  }
+  return algorithm == "direct" || (algorithm == "channel lanes" && bench.channel_lanes_pay());
+}
+
+// Live shares of 0, 5, ... 100 % of the inputs, of the outputs and of both: what the cost model's choice takes beside
+// all channels live, and beside the best algorithm of the plan. Writes one JSON object per layer to `file`.
+void sweep_isa(const KernelTable& table, const char* only_layer, int rounds, bool cold, std::FILE* file) {
+  constexpr const char* kSides[] = {"inputs", "outputs", "both"};
+  constexpr int32_t kStep = 5;
+  std::printf("%-18s %-8s %9s %18s %22s %16s\n", "layer", "side", "dense us", "worst of dense", "worst of best choice",
+              "worst step down");
+  for (const Layer& layer : kLayers) {
+    if (only_layer && !std::strstr(layer.name, only_layer)) continue;
+    for (int side = 0; side < (layer.depthwise ? 1 : 3); ++side) {
+      Bench bench(table, layer, cold);
+      std::vector<std::vector<Timed>> by_share;
+      std::vector<Timed> all;
+      for (int32_t share = 100; share >= 0; share -= kStep) {
+        const bool in = side != 1, out = side != 0 || layer.depthwise;
+        for (Timed& job : bench.jobs({in ? share : 100, out ? share : 100})) {
+          if (!is_planned(table, layer, bench, job.name)) continue;
+          job.name += ' ' + std::to_string(share);
+          all.push_back(std::move(job));
+        }
+      }
+      measure(all, rounds);
+      const size_t algorithms = all.size() / (100 / kStep + 1);
+      double dense = 0, worst_of_dense = 0, worst_choice = 0, worst_step = 0, previous = 0;
+      int32_t at_dense = 0, at_choice = 0;
+      std::fprintf(file, "{\"isa\": \"%s\", \"cold\": %s, \"layer\": \"%s\", \"side\": \"%s\", \"shares\": [",
+                   table.isa, cold ? "true" : "false", layer.name, kSides[side]);
+      for (size_t i = 0; i < all.size(); i += algorithms) {
+        const auto share = static_cast<int32_t>(100 - i / algorithms * kStep);
+        Timed* chosen = &all[i];
+        double best = 1e9;
+        for (size_t a = i; a < i + algorithms; ++a) {
+          if (all[a].estimate < chosen->estimate) chosen = &all[a];
+          best = std::min(best, all[a].seconds(true));
+        }
+        const double seconds = chosen->seconds(true);
+        if (i == 0) dense = seconds;
+        if (i > 0 && seconds / dense > worst_of_dense) worst_of_dense = seconds / dense, at_dense = share;
+        if (seconds / best > worst_choice) worst_choice = seconds / best, at_choice = share;
+        if (i > 0) worst_step = std::max(worst_step, seconds / previous);
+        previous = seconds;
+        std::fprintf(file, "%s[%d, \"%s\", %.2f, %.2f]", i ? ", " : "", share, chosen->name.c_str(), seconds * 1e6,
+                     best * 1e6);
+      }
+      std::fprintf(file, "]}\n");
+      std::printf("%-18s %-8s %9.1f %9.3f at %3d%% %13.3f at %3d%% %16.3f\n", layer.name, kSides[side], dense * 1e6,
+                  worst_of_dense, at_dense, worst_choice, at_choice, worst_step);
+      std::fflush(stdout);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dynprune::cpu::testing
 
@@ -433,6 +510,7 @@ int main(int argc, char** argv) {
   const char* only_isa = nullptr;
   const char* only_layer = nullptr;
   int rounds = 9;
+  const char* sweep = nullptr;
   bool dense_only = false, cold = false, minimum = false;
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--isa") && i + 1 < argc) {
@@ -441,6 +519,8 @@ int main(int argc, char** argv) {
       only_layer = argv[++i];
     } else if (!std::strcmp(argv[i], "--rounds") && i + 1 < argc) {
       rounds = std::max(1, std::atoi(argv[++i]));
+    } else if (!std::strcmp(argv[i], "--sweep") && i + 1 < argc) {
+      sweep = argv[++i];
     } else if (!std::strcmp(argv[i], "--dense")) {
       dense_only = true;
     } else if (!std::strcmp(argv[i], "--cold")) {
@@ -449,7 +529,8 @@ int main(int argc, char** argv) {
       minimum = true;
     } else {
       std::fprintf(stderr,
-                   "usage: conv_bench [--isa NAME] [--layer SUBSTRING] [--rounds N] [--dense] [--cold] [--minimum]\n");
+                   "usage: conv_bench [--isa NAME] [--layer SUBSTRING] [--rounds N] [--dense] [--cold] [--minimum]"
+                   " [--sweep FILE]\n");
       return 2;
     }
   }
@@ -476,7 +557,13 @@ int main(int argc, char** argv) {
        peak_generic},
   };
   for (const Isa& isa : isas) {
-    if (isa.supported && (!only_isa || !std::strcmp(only_isa, isa.name))) {
+    if (!isa.supported || (only_isa && std::strcmp(only_isa, isa.name))) continue;
+    if (sweep) {
+      std::FILE* file = std::fopen(sweep, "a");
+      if (!file) return 1;
+      sweep_isa(table_of(isa), only_layer, rounds, cold, file);
+      std::fclose(file);
+    } else {
       bench_isa(isa, only_layer, rounds, dense_only, cold, minimum);
     }
   }

@@ -587,19 +587,27 @@ void test_depthwise_grid(const KernelTable& table) {
   }
 }
 
-// Runs the input transform and the products in uneven slices, in the order in which threads might.
+// In slices: the input transform and the products in uneven parts, in the order in which threads might, and the map in
+// as many bands as there may be.
 void run_winograd(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
                   const std::vector<float>& weights, const Run& run, const Epilogue& epilogue, bool in_slices) {
   const WinogradSizes sizes = table.winograd_sizes(shape, form);
   const float nan = std::numeric_limits<float>::quiet_NaN();
-  std::vector<float> packed(sizes.weights), v(sizes.input_scratch, nan), scratch(sizes.thread_scratch, nan);
+  const WinogradBands all = winograd_bands(shape, table.lanes);
+  const int32_t bands = in_slices ? std::max(1, all.most()) : 1;
+  std::vector<float> packed(sizes.weights), scratch(sizes.thread_scratch, nan);
   table.winograd_pack(shape, form, weights.data(), packed.data());
   const ConvCall call = run.call(epilogue);
   const int32_t in_cut = in_slices ? call.n_in / 3 : 0, out_cut = in_slices ? call.n_out / 3 : 0;
-  if (call.n_in > in_cut) table.winograd_input(shape, call, in_cut, call.n_in, v.data());
-  if (in_cut > 0) table.winograd_input(shape, call, 0, in_cut, v.data());
-  table.winograd_output(shape, form, packed.data(), v.data(), call, out_cut, call.n_out, scratch.data());
-  if (out_cut > 0) table.winograd_output(shape, form, packed.data(), v.data(), call, 0, out_cut, scratch.data());
+  for (int32_t band = 0; band < bands; ++band) {
+    std::vector<float> v(static_cast<size_t>(winograd_band_scratch(table, shape, form, bands)), nan);
+    const TileRows rows = all.rows(band, bands);
+    if (call.n_in > in_cut) table.winograd_input(shape, rows, call, in_cut, call.n_in, v.data());
+    if (in_cut > 0) table.winograd_input(shape, rows, call, 0, in_cut, v.data());
+    table.winograd_output(shape, rows, form, packed.data(), v.data(), call, out_cut, call.n_out, scratch.data());
+    if (out_cut > 0)
+      table.winograd_output(shape, rows, form, packed.data(), v.data(), call, 0, out_cut, scratch.data());
+  }
 }
 
 void test_winograd(const KernelTable& table, int32_t m, const Conv& conv, int32_t n_in, int32_t n_out, int terms) {

@@ -126,7 +126,7 @@ Network gated_network(const std::string& isa) {
   for (int c = 0; c < kIn; ++c) all_in.push_back(c);
   for (int c = 0; c < kOut; ++c) all_out.push_back(c);
   const int32_t in_list = b.add_constant_list(all_in), out_list = b.add_constant_list(all_out);
-  const int32_t live = b.add_live_list(kMid, mask, -1);
+  const int32_t live = b.add_live_list(kMid, mask, -1, false);
   ConvParams conv;
   conv.in_map = x;
   conv.out_map = mid;
@@ -264,7 +264,7 @@ void test_builder_refuses_bad_plans() {
   check_throws([&] { b.add_map(shape, {}); }, "an empty map");
   check_throws([&] { b.add_flat(-4, {2}); }, "a negative offset");
   check_throws([&] { b.add_constant_list({2, 1}); }, "a list that descends");
-  check_throws([&] { b.add_live_list(4, 99, -1); }, "an unknown mask");
+  check_throws([&] { b.add_live_list(4, 99, -1, false); }, "an unknown mask");
   check_throws([&] { b.add_load_planes("x", -1, 0, 42); }, "an unknown map");
   const int32_t too_long = b.add_constant_list({0, 1, 2});
   check_throws([&] { b.add_store_planes("y", map, too_long, -1, 0); }, "a list beyond the channels");

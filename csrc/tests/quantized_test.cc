@@ -154,7 +154,7 @@ std::vector<int32_t> taps_columns(int32_t kernel) {
 struct ConvCase {
   int32_t in_channels, out_channels, height, width, kernel;
   QuantizedType in_type, out_type, residual_type;
-  float residual_scale, inner_low;
+  float residual_scale, inner_low, inner_high;
   int32_t live_in, live_out;
   bool gate, shift, depthwise;
 
@@ -215,7 +215,10 @@ int expected(const ConvCase& c, const Model& m, QuantizedMap& in, const std::vec
   if (c.shift) b = b + m.shift[ki];
   volatile float v = static_cast<float>(sum) * s;
   v = v + b;
-  if (c.residual_scale == 0.0f) return clip(rounded(v), c.out_type);
+  if (c.residual_scale == 0.0f) {
+    if (c.inner_high < kInfinity) v = std::min(static_cast<float>(v), c.inner_high * (c.gate ? m.gate[ki] : 1.0f));
+    return clip(rounded(v), c.out_type);
+  }
   v = std::max(static_cast<float>(v), c.inner_low);
   if (c.residual_scale == 1.0f && c.residual_type == c.out_type) return clip(rounded(v) + residual, c.out_type);
   volatile float r = static_cast<float>(residual) * c.residual_scale;
@@ -267,7 +270,8 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
                                  c.out_type,
                                  c.residual_type,
                                  c.residual_scale,
-                                 c.inner_low};
+                                 c.inner_low,
+                                 c.inner_high};
   const QuantizedWeights weights{model.rows.data(), model.row_sum.data(), model.scale.data(), model.bias.data()};
   const QuantizedConvCall call{in.planes(),
                                live_in.data(),
@@ -335,11 +339,14 @@ void test_convolutions(const Kernels& kernels) {
       for (int32_t kernel : {1, 3}) {
         const bool large = channels[1] > 64;
         if (large && size[0] * size[1] > 64) continue;
-        const ConvCase base{channels[1], channels[3], size[0],     size[1],     kernel, u8,    u8,   u8,
-                            0.0f,        -kInfinity,  channels[0], channels[2], false,  false, false};
+        const ConvCase base{channels[1], channels[3], size[0],   size[1],     kernel,      u8,    u8,    u8,
+                            0.0f,        -kInfinity,  kInfinity, channels[0], channels[2], false, false, false};
         ConvCase c = base;
         test_conv(kernels, c, seed++);
         c.gate = true;
+        c.inner_high = 41.7f;
+        test_conv(kernels, c, seed++);
+        c.inner_high = kInfinity;
         c.in_type = s8;
         c.out_type = s8;
         test_conv(kernels, c, seed++);
@@ -358,16 +365,20 @@ void test_convolutions(const Kernels& kernels) {
         c.gate = true;
         test_conv(kernels, c, seed++);
       }
-  ConvCase stem{3, 10, 12, 17, 7, s8, u8, u8, 0.0f, -kInfinity, 3, 10, false, false, false};
+  ConvCase stem{3, 10, 12, 17, 7, s8, u8, u8, 0.0f, -kInfinity, kInfinity, 3, 10, false, false, false};
   test_conv(kernels, stem, seed++);
   for (int32_t n : {1, 4, 6, 33})
     for (const auto& size : sizes)
       for (QuantizedType type : {u8, s8}) {
-        ConvCase c{n,          n,           size[0],         size[1], 3,    type, type == u8 ? s8 : u8, u8, 0.0f,
-                   -kInfinity, (n + 1) / 2, (2 * n + 2) / 3, true,    true, true};
+        ConvCase c{
+            n,         n,           size[0],         size[1], 3,    type, type == u8 ? s8 : u8, u8, 0.0f, -kInfinity,
+            kInfinity, (n + 1) / 2, (2 * n + 2) / 3, true,    true, true};
         test_conv(kernels, c, seed++);
         std::swap(c.live_in, c.live_out);
-        c.gate = c.shift = false;
+        c.shift = false;
+        c.inner_high = 23.5f;
+        test_conv(kernels, c, seed++);
+        c.gate = false;
         test_conv(kernels, c, seed++);
         c.live_in = c.live_out = n;
         test_conv(kernels, c, seed++);
@@ -391,7 +402,7 @@ void test_extremes(const Kernels& kernels) {
       const std::vector<int32_t> sums(4, 127 * 9 * channels), list = all_of(channels);
       const std::vector<float> scales(4, scale), biases(4, 0.0f);
       const QuantizedConvShape shape{channels, 4,    9,  taps.data(), masks.table.data(), geometry.shape(),
-                                     u8,       type, u8, 0.0f,        -kInfinity};
+                                     u8,       type, u8, 0.0f,        -kInfinity,         kInfinity};
       const QuantizedConvCall call{in.planes(), list.data(), channels, out.planes(), list.data(), 4, nullptr, nullptr};
       const size_t bytes = kernels.table.conv_scratch(shape);
       std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(64, (bytes + 64) / 64 * 64), std::free);

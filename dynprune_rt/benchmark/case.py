@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class Case:
 
     ``dense`` is the same network without gates, where there is one. ``inputs`` are different batches
     f32[N, C, H, W] that every contender cycles through. ``reference`` and ``dense_reference`` are what torch
-    computes on them.
+    computes on them. ``dtype``: what the programs were quantized to.
     """
 
     name: str
@@ -33,6 +33,26 @@ class Case:
     reference: list[np.ndarray] | None = None
     dense_reference: list[np.ndarray] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "f32"
+
+    def quantized(self, dtype: str) -> Case:
+        """The case with its programs in "int8", calibrated on the inputs, or in "bf16".
+
+        Outputs of gated networks may then be far from the references, where a gate's score lies near its threshold:
+        with random weights that is common.
+        """
+        from dynprune_rt.quantization import quantize
+
+        def narrow(program: Program) -> Program:
+            return quantize(program, self.inputs if dtype == "int8" else (), dtype)
+
+        return replace(
+            self,
+            program=narrow(self.program),
+            dense=None if self.dense is None else narrow(self.dense),
+            facts={**self.facts, "dtype": dtype},
+            dtype=dtype,
+        )
 
 
 def zoo_case(

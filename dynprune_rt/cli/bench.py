@@ -41,7 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-pin", action="store_true", help="leave the choice of cores to the system")
     parser.add_argument("--rounds", type=positive, default=15, metavar="N", help="default: %(default)s")
-    parser.add_argument("--peers", metavar="LIST", help="of openvino, onnxruntime, torch.compile, torch-eager; or none")
+    parser.add_argument(
+        "--dtype",
+        choices=("f32", "bf16", "int8"),
+        default="f32",
+        help="quantize first, for int8 with ranges from the inputs; OpenVINO then runs in this type too",
+    )
+    parser.add_argument(
+        "--peers",
+        metavar="LIST",
+        help="of openvino, openvino-bf16, openvino-int8, onnxruntime, torch.compile, torch-eager; or none",
+    )
     parser.add_argument("--refcheck", action="store_true", help="compare the outputs with torch")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the result with all circumstances ('-': stdout)"
@@ -51,9 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dynprune_rt.benchmark import BenchmarkOptions, run_benchmark
-    from dynprune_rt.benchmark.peers import PEERS
+    from dynprune_rt.benchmark.peers import default_peers
 
-    names = tuple(PEERS) if args.peers is None else tuple(n for n in args.peers.split(",") if n not in ("", "none"))
+    names = (
+        default_peers(args.dtype)
+        if args.peers is None
+        else tuple(n for n in args.peers.split(",") if n not in ("", "none"))
+    )
     options = BenchmarkOptions(
         threads=args.threads,
         rounds=args.rounds,
@@ -63,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     )
     with ProgressBar("preparing") as bar:
         bar(0, 1)
-        report = run_benchmark(_case(args), options, bar)
+        case = _case(args)
+        report = run_benchmark(case if args.dtype == "f32" else case.quantized(args.dtype), options, bar)
     if args.json is not None and str(args.json) == "-":
         print(report.to_json())
         return 0

@@ -1,4 +1,4 @@
-"""Pooling and per-channel scaling whose gradients keep the channels_last layout.
+"""Pooling, norms and per-channel scaling whose gradients keep the channels_last layout.
 
 The plain forms are exact but slow to train on the CPU: the gradient of ``x.mean((2, 3))`` is laid out differently from
 the map's other gradients, so that every accumulation walks memory with a stride.
@@ -41,6 +41,34 @@ class _ChannelScale(torch.autograd.Function):
         grad_x = grad * scale.to(grad.dtype)[:, :, None, None] if ctx.needs_input_grad[0] else None
         grad_scale = (grad * x).sum((2, 3)).to(scale.dtype) if ctx.needs_input_grad[1] else None
         return grad_x, grad_scale
+
+
+class _ChannelNorms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        norms = _norms(x, eps)
+        ctx.save_for_backward(x, norms)
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, norms = ctx.saved_tensors
+        return x * (grad / norms).to(x.dtype)[:, :, None, None], None
+
+
+def channel_norms(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """||x_c||_2 over H and W: [N, C, H, W] -> [N, C], in float32 where x is bfloat16.
+
+    The root is guarded by ``eps``, so the gradient at a zero map is 0.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        norms: Tensor = _ChannelNorms.apply(x, eps)
+        return norms
+    return _norms(x, eps)
+
+
+def _norms(x: Tensor, eps: float) -> Tensor:
+    return (_float(x.square().sum((2, 3))) + eps).sqrt()
 
 
 def global_mean(x: Tensor) -> Tensor:

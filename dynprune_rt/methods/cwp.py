@@ -106,6 +106,11 @@ class CWP(Method):
         self.state["kept"] = kept
         return plain.module
 
+    def finalise(self, model: nn.Module) -> nn.Module:
+        if "kept" not in self.state:
+            raise TrainingError("cwp trains its masks before it removes channels: at least one epoch is needed")
+        return super().finalise(model)
+
 
 def above_valley(importance: Tensor, minimum: float) -> Tensor:
     """Indices of the channels above the histogram's valley, at least ``minimum`` of them."""

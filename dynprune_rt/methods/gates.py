@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune_rt.errors import TrainingError
-from dynprune_rt.methods.autograd import channel_scale, global_mean
-from dynprune_rt.methods.losses import channel_norms
+from dynprune_rt.methods.autograd import channel_norms, channel_scale, global_mean
 
 
 class TrainableGate(nn.Module):

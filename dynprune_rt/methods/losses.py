@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynprune_rt.methods.autograd import channel_norms
+
 _EPS = 1e-12
 
 
@@ -21,11 +23,6 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 4.0) -> T
     student = F.log_softmax(logits / temperature, dim=1)
     target = F.log_softmax(teacher.detach() / temperature, dim=1)
     return F.kl_div(student, target, reduction="batchmean", log_target=True) * temperature**2
-
-
-def channel_norms(features: Tensor) -> Tensor:
-    """||F_c||_2 over H and W: [N, C, H, W] -> [N, C]. The root is guarded, so the gradient at a zero map is 0."""
-    return (_single(features).square().sum((2, 3)) + _EPS).sqrt()
 
 
 def feature_decay(features: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,11 @@ from dynprune_rt.errors import TrainingError
 
 @dataclass(frozen=True)
 class Settings:
-    """Optimisation settings. ``distillation`` is the weight of the teacher's term, the rest is cross-entropy."""
+    """Optimisation settings.
+
+    ``epochs`` = 0 prepares and calibrates only. ``distillation`` is the weight of the teacher's term, the rest is
+    cross-entropy.
+    """
 
     epochs: int = 20
     learning_rate: float = 0.05
@@ -26,7 +30,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         ranges = {
-            "epochs": self.epochs >= 1,
+            "epochs": self.epochs >= 0,
             "learning_rate": 0 <= self.learning_rate < math.inf,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": 0 <= self.weight_decay < math.inf,

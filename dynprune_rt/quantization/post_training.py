@@ -44,10 +44,10 @@ def quantize(
     no ranges to find, and only measures its error where there are some.
     ``method``: how the range of a map is chosen: "minmax", "percentile" (of positive magnitudes, see
     ``percentile``) or "mse" (least squared error). Weights have one scale per output channel, maps one
-    each, and all maps of a residual stream share one. Gates, linear layers and everything without an integer
-    kernel stay in float32.
-    ``keep``: names of convolutions, with wildcards, that stay in float32 too; so do, for int8, those whose own
-    relative error on the calibration images is above ``max_layer_error``.
+    each, and all maps of a residual stream share one. Gates, linear layers and everything without a narrow
+    kernel compute in float32; large linear layers keep their weights in bfloat16.
+    ``keep``: names of convolutions and linear layers, with wildcards, that stay in float32 altogether; so do, for
+    int8, convolutions whose own relative error on the calibration images is above ``max_layer_error``.
     ``labels``: class numbers per calibration batch; the report then has the accuracy before and after.
 
     The result's report holds, under "quantization", a row per convolution and the error of the outputs.
@@ -101,10 +101,11 @@ def quantize(
 def _check_names(graph: Graph, keep: Sequence[str]) -> None:
     import fnmatch
 
-    names = [node.name for node in graph.nodes if node.op == "conv2d"]
+    names = [node.name for node in graph.nodes if node.op in ("conv2d", "linear")]
     for pattern in keep:
         if not fnmatch.filter(names, pattern):
-            raise QuantizationError(f"no convolution is called {pattern!r}; there are {', '.join(names) or 'none'}")
+            known = ", ".join(names) or "none"
+            raise QuantizationError(f"no convolution or linear layer is called {pattern!r}; there are {known}")
 
 
 def _scales(

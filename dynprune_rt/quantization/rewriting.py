@@ -15,6 +15,9 @@ from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.quantization.scales import quantize_weights
 from dynprune_rt.quantization.selection import Selection, exact_reduction, operand
 
+#: Linear layers with this many weights or more do not stay in the fast caches between images.
+_LARGE_LINEAR = 16384
+
 
 class Rewriting(ABC):
     """Copies a graph node by node. A map may exist as floats, in its narrow form, or as both.
@@ -109,6 +112,8 @@ class Rewriting(ABC):
                 self._floats[node.output] = reduced
                 return
         inputs = [None if v is None else self.as_floats(v) for v in node.inputs]
+        if node.op == "linear":
+            inputs[1] = self._linear_weights(node)
         masks = [self._mask(v.live) for v in node.outputs]
         computed = self._mask(node.computed)
         outputs = self._append(node.op, inputs, node.attrs, node)
@@ -117,6 +122,22 @@ class Rewriting(ABC):
             self._floats[old] = new
         assert outputs[0].producer is not None
         outputs[0].producer.computed = computed
+
+    def _linear_weights(self, node: Node) -> Value:
+        """The weights of a linear layer, in bfloat16 where fetching them is what the layer's time goes into."""
+        x, weight = operand(node, 0), operand(node, 1)
+        assert x is not None and weight is not None
+        array = self._old.constant(weight)
+        narrow = to_bfloat16(array)
+        name = f"{weight.name}.bf16"
+        if (
+            array.size < _LARGE_LINEAR
+            or x.type.rank != 2
+            or self._selection.keeps(node)
+            or not np.isfinite(from_bfloat16(narrow)).all()
+        ):
+            return self.as_floats(weight)
+        return self.graph.add_constant(name, narrow)
 
     def _append(
         self, op: str, inputs: list[Value | None], attrs: Mapping[str, object], node: Node, suffix: str = ""
@@ -205,6 +226,7 @@ class IntegerRewriting(Rewriting):
             "dtype": self._selection.dtypes[y],
             "residual_scale": 0.0 if residual is None else float(np.float32(self.scale(residual) / y_scale)),
             "inner_low": node.attrs["inner"][0] if residual is not None else -math.inf,
+            "inner_high": float(np.float32(node.attrs["inner"][1] / y_scale)),
         }
         inputs = [source, *constants, gate_copy, shift_copy, stream]
         while inputs[-1] is None:

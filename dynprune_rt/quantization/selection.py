@@ -32,7 +32,7 @@ class Selection:
 
     ``dtypes``: element type of every map that exists in one. ``classes``: maps that share a scale
     point to one representative. ``whole``: maps that are stored with all their channels. ``kept``:
-    convolutions that stay in float32, with the reason.
+    convolutions that stay in float32, with the reason. ``patterns``: names of layers that are to stay as they are.
     """
 
     nodes: set[Node] = field(default_factory=set)
@@ -40,6 +40,11 @@ class Selection:
     classes: dict[Value, Value] = field(default_factory=dict)
     whole: set[Value] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
+    patterns: Sequence[str] = ()
+
+    def keeps(self, node: Node) -> bool:
+        """True where the user wants a layer as it is."""
+        return any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self.patterns)
 
     def representative(self, value: Value) -> Value:
         while self.classes[value] is not value:
@@ -72,9 +77,8 @@ class _Selector:
 
     def __init__(self, graph: Graph, keep: Sequence[str], kept: Mapping[str, str]) -> None:
         self._graph = graph
-        self._keep = keep
         self._facts = ValueFacts(graph)
-        self.result = Selection(kept=dict(kept))
+        self.result = Selection(kept=dict(kept), patterns=keep)
 
     def run(self) -> Selection:
         for node in self._graph.nodes:
@@ -120,7 +124,7 @@ class _Selector:
         """Why a convolution has to stay in float32."""
         x, residual = operand(node, 0), operand(node, 5)
         assert x is not None
-        if any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self._keep):
+        if self.result.keeps(node):
             return "kept by name"
         if not x.type.is_map or 1 in (math.prod(x.type.shape[2:]), math.prod(node.output.type.shape[2:])):
             return "a vector, not a map"
@@ -163,7 +167,7 @@ class _IntegerSelector(_Selector):
         why = super()._refusal(node)
         if why is not None:
             return why
-        weight, gate, shift, residual = (operand(node, i) for i in (1, 3, 4, 5))
+        weight, shift, residual = (operand(node, i) for i in (1, 4, 5))
         assert weight is not None
         if math.prod(weight.type.shape[1:]) * 128 * 255 > MAX_SUM:
             return "sums may leave 32 bits"
@@ -171,14 +175,9 @@ class _IntegerSelector(_Selector):
         outer_low, outer_high = node.attrs["outer"]
         if inner_low not in (0, -math.inf) or outer_low not in (0, -math.inf):
             return f"clamp at {inner_low if inner_low not in (0, -math.inf) else outer_low:g}"
-        # The range of the integers does the work of an upper bound, unless something follows it.
-        if inner_high != math.inf and (
-            residual is not None
-            or shift is not None
-            or not (gate is None or self._facts.range(gate).binary)
-            or inner_low != 0
-        ):
+        if inner_high != math.inf and not (residual is None and shift is None and self._gate_is_nonnegative(node)):
             return f"clamp at {inner_high:g} before another step"
+        # The range of the integers does the work of an outer bound.
         if outer_high != math.inf and (residual is not None or outer_low != 0):
             return f"clamp at {outer_high:g} of a sum"
         if inner_low == 0 and not (self._gate_is_nonnegative(node) and shift is None):

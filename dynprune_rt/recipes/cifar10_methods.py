@@ -39,6 +39,31 @@ RECIPES: dict[str, Recipe] = {
     "resnet20_di50_is": Recipe(
         **_R20, method="is", target=0.93, base="resnet20_di50", settings=Settings(epochs=2, learning_rate=0.01)
     ),
+    "resnet20_di50_is_untrained": Recipe(
+        **_R20, method="is", target=0.95, base="resnet20_di50", settings=Settings(epochs=0)
+    ),
+    "resnet20_is10_untrained": Recipe(**_R20, method="is", target=0.9, settings=Settings(epochs=0)),
+    "resnet56_is13_untrained": Recipe(
+        **_R56, method="is", target=0.87, options={"layer_share": 0.5}, settings=Settings(epochs=0)
+    ),
+    # Networks of an earlier study, measured as they are.
+    "resnet20_fbs50_18_epochs": Recipe(
+        **_R20,
+        method="fbs",
+        target=0.502,
+        settings=Settings(epochs=0),
+        start="trained/cifar10_resnet20_fbs_18ep.safetensors",
+        start_epochs=18,
+    ),
+    "resnet20_manidp50_5_epochs": Recipe(
+        **_R20,
+        method="manidp",
+        target=0.5,
+        options={"thresholds": "channel_means"},
+        settings=Settings(epochs=0),
+        start="trained/cifar10_resnet20_manidp_5ep.safetensors",
+        start_epochs=5,
+    ),
     "resnet20_fbs50_continued": Recipe(
         **_R20,
         method="fbs",
@@ -111,6 +136,7 @@ def main() -> int:
             )
             with ProgressBar(key) as bar:
                 outcome = run(recipe, place, base, lambda done, total, text: bar(done, total, text))
+            (args.runs / key).mkdir(parents=True, exist_ok=True)
             outcome.program.save(args.runs / key / "model.dpr")
             command = f"python -m dynprune_rt.recipes.cifar10_methods {name} --seed {args.seed}"
             _keep(args.output, key, {**outcome.row, "command": command, "finished": time.strftime("%Y-%m-%d")})

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dynprune_rt.benchmark.case import export_onnx
-from dynprune_rt.benchmark.peers import PEERS, DenseNetwork
+from dynprune_rt.benchmark.peers import PEERS, DenseNetwork, default_peers
 from dynprune_rt.benchmark.peers.interface import not_installed
 
 
@@ -16,7 +16,7 @@ def module():
     return torch.nn.Sequential(*layers, torch.nn.Linear(4 * 64, 5)).eval()
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", default_peers("f32"))
 def test_outputs_equal_torchs(name, module, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     inputs = [np.random.default_rng(i).standard_normal((2, 3, 8, 8), dtype=np.float32) for i in range(2)]
@@ -31,6 +31,23 @@ def test_outputs_equal_torchs(name, module, monkeypatch, tmp_path):
         with torch.no_grad():
             expected = module(torch.from_numpy(x)).numpy()
         np.testing.assert_allclose(run(i), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_peers_in_narrow_types_are_near_torch(dtype, module):
+    inputs = [np.random.default_rng(i).standard_normal((2, 3, 8, 8), dtype=np.float32) for i in range(2)]
+    network = DenseNetwork(onnx=export_onnx(module, torch.from_numpy(inputs[0])), module=module)
+    peer = PEERS[default_peers(dtype)[1]]
+    if peer.missing(network) is not None:
+        pytest.skip(peer.missing(network))
+    try:
+        run = peer.prepare(network, inputs, 1)
+    except RuntimeError as error:  # a CPU without instructions for bf16
+        assert "does not run bf16" in str(error)
+        return
+    with torch.no_grad():
+        expected = module(torch.from_numpy(inputs[0])).numpy()
+    assert 0 < np.abs(run(0) - expected).max() < 0.1 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", PEERS)

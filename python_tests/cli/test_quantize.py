@@ -46,5 +46,5 @@ def test_options_and_json(files, capsys):
 def test_errors_are_explained(files, capsys):
     arguments = ["quantize", str(files / "net.dpr"), str(files / "x.npy"), "-o", str(files / "e.dpr")]
     assert main([*arguments, "--keep", "layer7"]) == 1
-    assert "no convolution is called 'layer7'" in capsys.readouterr().err
+    assert "no convolution or linear layer is called 'layer7'" in capsys.readouterr().err
     assert not (files / "e.dpr").exists()

@@ -114,6 +114,23 @@ def test_going_on_from_earlier_weights():
         train(model, loader, methods.FBS(0.6), settings=settings, calibration=calibration(), start={"x": torch.ones(1)})
 
 
+@pytest.mark.parametrize("name", ["is", "di", "manidp", "fbs"])
+def test_no_epoch_at_all_prepares_and_calibrates(name):
+    model, loader = parts()
+    result = train(model, loader, methods.create(name, 0.8), settings=Settings(epochs=0), calibration=calibration())
+    images = [x for x, _ in calibration()]
+    left = methods.measure_activity(model, result.model, result.method, images).macs_left
+    assert result.history == [] and not result.model.training
+    # Winner-take-all counts channels that the ReLU of the saliency left at zero as kept.
+    assert left == pytest.approx(0.8, abs=0.12)
+
+
+def test_soft_masks_need_training():
+    model, loader = parts()
+    with pytest.raises(TrainingError, match="cwp trains its masks"):
+        train(model, loader, methods.CWP(0.6), settings=Settings(epochs=0), calibration=calibration())
+
+
 class Exploding(Batches):
     def __iter__(self):
         for i, (x, y) in enumerate(super().__iter__()):
@@ -149,7 +166,7 @@ class Short(list):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("epochs", 0),
+        ("epochs", -1),
         ("learning_rate", float("nan")),
         ("distillation", 1.5),
         ("precision", "fp16"),

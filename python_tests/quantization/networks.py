@@ -86,14 +86,14 @@ def gated_resnet(seed: int = 0, *, valued: bool = False, size: tuple[int, int] =
     return net.finish(x)
 
 
-def inverted_residuals(seed: int = 0, *, gated: bool = True) -> Graph:
-    """Two blocks as in MobileNetV2: expansion, depthwise, linear projection; the second adds its input."""
+def inverted_residuals(seed: int = 0, *, gated: bool = True, valued: bool = False) -> Graph:
+    """Three blocks as in MobileNetV2: expansion, depthwise, linear projection; all but the first add their input."""
     net = Network(seed, size=(10, 10))
     x = net.relu(net.conv(net.x, 6, "stem", stride=2), 6.0)
     for block in range(3):
         y = net.relu(net.conv(x, 22, f"b{block}.expand", kernel=1), 6.0)
         if gated:
-            y = net.mul(y, net.gate(x, 22))
+            y = net.mul(y, net.gate(x, 22, valued))
         y = net.relu(net.conv(y, 22, f"b{block}.depthwise", groups=22), 6.0)
         y = net.conv(y, 9, f"b{block}.project", kernel=1)
         x = net.add(x, y) if block else y

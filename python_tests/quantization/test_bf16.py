@@ -65,10 +65,8 @@ def test_every_map_is_within_a_rounding_of_the_reference(pair):
                 operands[position] = (operands[position].view(np.uint32) >> 16).astype(np.uint16)
         want = from_bfloat16(interpreter.evaluate(node, operands)[0])
         computed = node.computed if node.computed is not None else node.output.live
-        keep = (
-            np.ones(want.shape[:2], bool) if computed is None else np.broadcast_to(got[computed.name], want.shape[:2])
-        )
-        keep = (keep != 0)[:, :, None, None]
+        mask = np.ones(1) if computed is None else got[computed.name]
+        keep = np.broadcast_to(mask != 0, want.shape[:2])[:, :, None, None]
         have = got[node.output.name]
         scale = np.abs(want).max()
         np.testing.assert_allclose(have * keep, want * keep, rtol=2**-7, atol=1e-5 * scale, err_msg=node.name)
@@ -138,6 +136,24 @@ def test_report_and_kept_layers():
     assert report["output_error"] < 0.02 and report["accuracy_bf16"] == report["same_largest_output"]
     silent = quantize(Program(graph), dtype="bf16").report["quantization"]
     assert silent["images"] == 0 and "output_error" not in silent
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bf16"])
+def test_large_linear_layers_keep_weights_in_bf16(dtype, tmp_path):
+    net = Network(15)
+    x = net.relu(net.conv(net.x, 40, "stem"))
+    graph = net.finish(net.relu(net.conv(x, 130, "wide", stride=2)), classes=150)
+    batches = [images(4, graph)]
+    for keep, expected in (((), "bf16"), (("fc",), "f32")):
+        narrow = quantize(Program(graph), batches, dtype, keep=keep)
+        narrow.save(tmp_path / "n.dpr")
+        loaded = Program.load(tmp_path / "n.dpr").graph
+        fc = next(n for n in loaded.nodes if n.name == "fc")
+        assert fc.inputs[1].type.dtype == expected
+        want = interpreter.run(loaded, {loaded.inputs[0].name: batches[0]})[0]
+        for threads in (1, 2):
+            have = Session(Program(loaded), threads=threads).run(batches[0])
+            np.testing.assert_allclose(have, want, rtol=0, atol=0.02 * np.abs(want).max())
 
 
 def test_bad_input_is_refused():

@@ -76,6 +76,7 @@ GRAPHS = {
     "valued gates": lambda: gated_resnet(1, valued=True, size=(14, 9)),
     "wide": lambda: gated_resnet(2, width=33, size=(7, 7)),
     "inverted residuals": inverted_residuals,
+    "inverted residuals with valued gates": lambda: inverted_residuals(2, valued=True),
     "ungated inverted residuals": lambda: inverted_residuals(1, gated=False),
     "pooling": plain_with_pool,
     "pre-activation": pre_activation,

@@ -46,7 +46,7 @@ def test_layers_without_an_integer_kernel_stay_in_float32():
 
     net = Network(3)
     x = net.relu(net.conv(net.x, 8, "stem"))
-    y = net.builder.op("mul", net.relu(net.conv(x, 8, "gated"), 6.0), net.gate(x, 8, valued=True))
+    y = net.builder.op("add", net.relu(net.conv(x, 8, "gated"), 6.0), x)
     assert kept(net.finish(y)) == {"gated": "clamp at 6 before another step"}
 
     net = Network(4)

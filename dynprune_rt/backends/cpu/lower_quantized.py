@@ -67,6 +67,7 @@ def lower_quantized_conv2d(recorder: Recorder, node: Node) -> bool:
             residual_type=_type(y if residual is None else residual),
             residual_scale=residual_scale,
             inner_low=node.attrs["inner_low"],
+            inner_high=node.attrs["inner_high"],
             in_list=in_list.index,
             out_list=out_list.index,
             pass_list=-1 if pass_list is None else pass_list.index,

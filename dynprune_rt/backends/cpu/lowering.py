@@ -518,8 +518,9 @@ def lower_linear(recorder: Recorder, node: Node, source: Value, target: Value) -
     x = recorder.as_flat(source)
     y = recorder.new_flat(target)
     clamp = tuple(node.attrs.get("inner", (-np.inf, np.inf)))
+    add_linear = builder.add_linear if weights.dtype == np.float32 else builder.add_bf16_linear
     recorder.step(
-        lambda: builder.add_linear(
+        lambda: add_linear(
             node.name,
             in_flat=recorder.flat_id(x),
             out_flat=recorder.flat_id(y),

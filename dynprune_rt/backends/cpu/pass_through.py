@@ -21,7 +21,9 @@ def is_non_negative(value: Value) -> bool:
     if node is None:
         return False
     if node.op == "conv2d":
-        return float(node.attrs.get("outer", UNBOUNDED)[0]) >= 0
+        plain = all(v is None for v in node.inputs[3:])  # nothing comes after the inner clamp
+        inner, outer = (float(node.attrs.get(name, UNBOUNDED)[0]) for name in ("inner", "outer"))
+        return outer >= 0 or (plain and inner >= 0)
     if node.op == "clamp":
         return float(node.attrs["lo"]) >= 0
     if node.op in ("max_pool2d", "avg_pool2d", "index_select", "slice", "cast"):

@@ -133,8 +133,8 @@ def _infer_linear(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, weight, bias = rules.operand(types, 0), rules.operand(types, 1), types[2]
     rules.require_dtype(x, rules.FLOAT, "the input")
     rules.require_dim(x, x.rank - 1)
-    if weight.dtype != "f32" or weight.rank != 2 or weight.batched:
-        raise ValueError(f"the weight is {weight}, expected f32[K, C]")
+    if weight.dtype not in ("f32", "bf16") or weight.rank != 2 or weight.batched:
+        raise ValueError(f"the weight is {weight}, expected f32[K, C] or bf16[K, C]")
     features = weight.shape[0]
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"the input has {x.shape[-1]} features, the weight expects {weight.shape[1]}")
@@ -145,6 +145,8 @@ def _infer_linear(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 def _linear(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, weight, bias = arrays
     assert x is not None and weight is not None
+    if weight.dtype == DTYPES["bf16"]:
+        weight = from_bfloat16(weight)
     sums = x.astype(np.float64) @ weight.T.astype(np.float64)
     if bias is not None:
         sums = sums + bias

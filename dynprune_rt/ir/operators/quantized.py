@@ -45,6 +45,14 @@ def lower_bound(value: object) -> float:
     return result
 
 
+def upper_bound(value: object) -> float:
+    """A number >= 0, or inf."""
+    result: float = number(finite=False)(value)
+    if not result >= 0:
+        raise ValueError(f"expected an upper bound of at least 0, got {result}")
+    return result
+
+
 def round_saturated(v: np.ndarray) -> np.ndarray:
     """float32 to the nearest int32 in [-32768, 32767], ties to even; NaN gives the lower bound."""
     with np.errstate(invalid="ignore"):
@@ -142,6 +150,8 @@ def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         raise ValueError(f"the gate is {gate}, expected {per_channel}")
     if (residual is None) != (attrs["residual_scale"] == 0):
         raise ValueError("a residual needs a scale, and the scale a residual")
+    if attrs["inner_high"] != math.inf and (residual is not None or shift is not None):
+        raise ValueError("inner_high is a bound of the scaled sum alone; there is a shift or a residual")
     if residual is None:
         if attrs["inner_low"] != -math.inf:
             raise ValueError("inner_low is a bound before the residual is added; there is none")
@@ -161,6 +171,9 @@ def _finish(sums: np.ndarray, arrays: Arrays, attrs: Attrs) -> np.ndarray:
         b = b + shift
     v = sums.astype(np.float32) * s[:, :, None, None] + b[:, :, None, None]
     if residual is None:
+        if attrs["inner_high"] != math.inf:
+            high = np.float32(attrs["inner_high"]) * (np.float32(1) if gate is None else gate[:, :, None, None])
+            v = np.where(v > high, high, v)
         return saturate(round_saturated(v), attrs["dtype"])
     v = np.maximum(v, np.float32(attrs["inner_low"]))
     if attrs["residual_scale"] == 1 and residual.dtype == DTYPES[attrs["dtype"]]:
@@ -202,6 +215,7 @@ register(
             # residual scale / output scale; 1 with equal types: added as integers, after rounding
             "residual_scale": Attribute(positive_or_zero, 0.0),
             "inner_low": Attribute(lower_bound, -math.inf),
+            "inner_high": Attribute(upper_bound, math.inf),  # in units of the output's scale, before the gate
         },
         constant_operands=frozenset({1, 2, 3}),
     )

@@ -30,22 +30,24 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize(("size", "kernel", "stride", "padding", "dilation"), CASES)
-def test_taps_address_what_a_convolution_reads(size, kernel, stride, padding, dilation):
+def test_taps_address_what_a_convolution_reads(size, kernel, stride, padding, dilation, split):
     top, left, bottom, right = padding
     out = output_size(size, kernel, stride, padding, dilation)
-    taps = convolution_taps(size, out, kernel, stride, padding, dilation)
+    taps = convolution_taps(size, out, kernel, stride, padding, dilation, split)
+    phases, step = (stride, (1, 1)) if split else ((1, 1), stride)
     pitch_class = PitchClass(max(out[1], taps.phase_size[1]), max(out[0], taps.phase_size[0]))
     pitch_class.require(taps.reach)
     pitch, plane_stride = pitch_class.pitch, pitch_class.plane_stride
 
     # The map in memory: guards, then one plane per phase; NaN where nothing may be read.
     before = pitch_class.guard_before
-    memory = np.zeros(before + stride[0] * stride[1] * plane_stride + pitch_class.guard_after)
+    memory = np.zeros(before + phases[0] * phases[1] * plane_stride + pitch_class.guard_after)
     image = np.arange(1, size[0] * size[1] + 1, dtype=float).reshape(size)
-    for r, s in itertools.product(range(stride[0]), range(stride[1])):
-        phase = image[r :: stride[0], s :: stride[1]]
-        start = before + (r * stride[1] + s) * plane_stride
+    for r, s in itertools.product(range(phases[0]), range(phases[1])):
+        phase = image[r :: phases[0], s :: phases[1]]
+        start = before + (r * phases[1] + s) * plane_stride
         for y, row in enumerate(phase):
             memory[start + y * pitch : start + y * pitch + len(row)] = row
 
@@ -56,7 +58,7 @@ def test_taps_address_what_a_convolution_reads(size, kernel, stride, padding, di
             y * stride[0] : y * stride[0] + dilation[0] * (kernel[0] - 1) + 1 : dilation[0],
             x * stride[1] : x * stride[1] + dilation[1] * (kernel[1] - 1) + 1 : dilation[1],
         ]
-        read = memory[[before + y * pitch + x + offset for offset in offsets]]
+        read = memory[[before + y * step[0] * pitch + x * step[1] + offset for offset in offsets]]
         np.testing.assert_array_equal(read, window.reshape(-1))
 
 

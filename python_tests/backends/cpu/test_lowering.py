@@ -57,6 +57,8 @@ CONVOLUTIONS = {
     "stride 2x1": ((3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 1)}, 3, 8, 1),
     "padding wider than the kernel": ((3, 3), {"padding": (3, 4, 3, 4)}, 3, 8, 1),
     "1x1 stride 2": ((1, 1), {"stride": (2, 2)}, 6, 9, 1),
+    "3x3 stride 2, many outputs": ((3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 2)}, 6, 40, 1),
+    "1x1 many channels": ((1, 1), {}, 70, 90, 1),
     "grouped": ((3, 3), {"padding": (1, 1, 1, 1), "groups": 3}, 6, 9, 3),
     "depthwise": ((3, 3), {"padding": (1, 1, 1, 1), "groups": 6}, 6, 6, 6),
     "depthwise stride 2": ((3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 2), "groups": 6}, 6, 6, 6),
@@ -98,7 +100,7 @@ def test_gated_chain_skips_outputs_then_inputs(channels, keep):
     check_plan(b.graph, [random_images(x)])
 
 
-@pytest.mark.parametrize("size", [7, 8, 14, 28])
+@pytest.mark.parametrize("size", [2, 4, 7, 8, 14, 28])
 @pytest.mark.parametrize("non_negative", [True, False])
 def test_gated_residual_block(size, non_negative):
     """Both convolutions gated as in ManiDP, the residual fused and updated in place where possible."""

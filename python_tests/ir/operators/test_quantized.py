@@ -49,7 +49,10 @@ def torch_convolution(**attrs):
             bias = bias + shift
         v = sums.float() * scale[:, :, None, None] + bias[:, :, None, None]
         if residual is None:
-            return stored(torch.round(v), dtype)
+            high = torch.as_tensor(attrs.get("inner_high", math.inf))
+            if gate is not None and high != math.inf:
+                high = (high * gate)[:, :, None, None]
+            return stored(torch.round(torch.minimum(v, high)), dtype)
         v = v.clamp(min=attrs.get("inner_low", -math.inf))
         if residual_scale == 1 and residual.dtype == _TORCH_DTYPES[dtype]:
             return stored(torch.round(v).clamp(-32768, 32767).int() + residual.int(), dtype)
@@ -118,6 +121,10 @@ CASES = [
     ),
     conv_case("gate", unsigned(3, 4, 3, 3), signed(5, 4, 1, 1), *vectors(5), GATE, random(5) * 9, dtype="u8"),
     conv_case(
+        "bound before a gate", unsigned(3, 4, 3, 3), signed(5, 4, 1, 1), *vectors(5), GATE, dtype="u8", inner_high=31.5
+    ),
+    conv_case("bound", unsigned(3, 4, 3, 3), signed(5, 4, 1, 1), *vectors(5), dtype="s8", inner_high=20.0),
+    conv_case(
         "residual",
         unsigned(3, 4, 3, 3),
         signed(5, 4, 1, 1),
@@ -166,6 +173,8 @@ def test_what_a_convolution_refuses():
         (lambda: infer(None, None, residual), "needs a scale"),
         (lambda: infer(residual_scale=1.0), "needs a scale"),
         (lambda: infer(inner_low=0.0), "inner_low"),
+        (lambda: infer(None, vector, inner_high=9.0), "inner_high"),
+        (lambda: infer(inner_high=-1.0), "upper bound"),
         (lambda: infer(None, None, x, residual_scale=1.0), "the residual is"),
         (lambda: infer(vector), "the gate is"),
         (lambda: infer(residual_scale=1e-42), "range of float32"),
