@@ -150,6 +150,11 @@ def _weight(node: Node) -> Value:
 
 
 def _lower(node: Node, graph: Graph, kernels: Kernels, choices: Choices, cache: DeviceConstants) -> Step:
+    if any(v.type.dtype == "bf16" for v in (*node.operands(), *node.outputs)):
+        raise DeviceError(
+            f"layer {node.name} works on bf16 values, as programs made for the CPU's bf16 do; load the float "
+            "program with precision='bf16', or run this one on the CPU"
+        )
     if node.op == "conv2d":
         return _lower_conv(node, kernels, choices, cache)
     for rule in (_lower_pool, _lower_spatial_reduce, _lower_vector):

@@ -6,6 +6,7 @@ A network as a whole cannot be compared exactly: in fp16 a gate near its thresho
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,10 +110,23 @@ def test_weights_are_shared_between_plans(emulated: ModuleType) -> None:
     assert constants.weights(weight, BY_OUTPUT) is not constants.weights(weight, BY_INPUT)
 
 
-def test_an_int8_program_is_refused(emulated: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("op", "attrs", "message"),
+    [
+        (
+            "quantize",
+            {"scale": 0.1, "dtype": "u8"},
+            r"no kernel for operator quantize .*int8 program runs on the CPU",
+        ),
+        ("cast", {"dtype": "bf16"}, r"works on bf16 values.*load the float program with precision='bf16'"),
+    ],
+)
+def test_low_precision_programs_of_the_cpu_are_refused(
+    emulated: ModuleType, op: str, attrs: dict[str, Any], message: str
+) -> None:
     builder = Builder(fold=False)
     x = builder.graph.add_input("x", TensorType("f32", (BATCH, 4, 3, 3)))
-    builder.graph.outputs.append(builder.op("quantize", x, scale=0.1, dtype="u8"))
+    builder.graph.outputs.append(builder.op(op, x, **attrs))
     kernels = NativeKernels(emulated, torch.device("cpu"), "fp16")
-    with pytest.raises(DeviceError, match=r"no kernel for operator quantize .*an int8 program runs on the CPU"):
+    with pytest.raises(DeviceError, match=message):
         CudaPlan(builder.graph, kernels, unmeasured(builder.graph, True), DeviceConstants(builder.graph, kernels))
