@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -31,12 +30,9 @@ def compiler() -> str:
 
 @pytest.fixture(scope="session")
 def interpreted() -> Callable[[str], Kernels]:
-    """The Triton kernels in Triton's interpreter, for a precision."""
+    """The Triton kernels in Triton's interpreter (python_tests/conftest.py asks for it), for a precision."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.fail("Triton was imported before its interpreter was asked for")
-    os.environ["TRITON_INTERPRET"] = "1"
     from dynprune_rt.backends.triton_kernels.kernels import TritonKernels
 
     return lambda precision: TritonKernels(torch.device("cpu"), precision)
