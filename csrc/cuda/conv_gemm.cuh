@@ -25,8 +25,18 @@ DYNPRUNE_HD constexpr size_t gemm_shared_bytes(int channels, int batch, bool tot
   return gemm_totals_offset(channels, batch) + (totals ? kTile * kTile * sizeof(float) : 0);
 }
 
+// Blocks that share a multiprocessor. The compiler for sm_120 needs a few registers more than 128 where rows of outputs
+// are gathered, and would spill.
 template <typename T, WeightLayout L>
-__global__ void __launch_bounds__(kGemmThreads, sizeof(T) == 2 ? 4 : 3)
+constexpr int gemm_blocks_per_multiprocessor() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+  if (L == WeightLayout::kByInput) return 3;
+#endif
+  return sizeof(T) == 2 ? 4 : 3;
+}
+
+template <typename T, WeightLayout L>
+__global__ void __launch_bounds__(kGemmThreads, gemm_blocks_per_multiprocessor<T, L>())
     conv_gemm_kernel(const __grid_constant__ ConvParams p) {
   constexpr bool kDense = L == WeightLayout::kDense, kRowsOfInputs = L == WeightLayout::kByOutput;
   constexpr bool kRowsOfOutputs = kDense || L == WeightLayout::kByInput;
