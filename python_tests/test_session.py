@@ -202,7 +202,7 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_vnni"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
 def test_every_usable_isa_agrees(program, session, tmp_path, isa):
     path = tmp_path / "model.dpr"
     program.save(path)

@@ -121,11 +121,11 @@ void direct_tile(const Job& job, const TileChannels& tile, int64_t v0) {
 #if defined(__AVX512F__)
 
 // Maps such as 7x7 end in a block whose upper half is empty. Two outputs share a vector for it: the half block
-// is loaded into both halves and meets a vector of two weights. `Vectors` full vectors come before it.
+// is loaded into both halves and meets a vector of two weights. `Vectors` full vectors, at least one, come before it.
 template <int Pairs, int Vectors, int Taps>
 void direct_half_tile(const Job& job, const TileChannels& tile, int64_t v0, int channels) {
   constexpr int kChannels = 2 * Pairs;
-  Vec acc[kChannels][Vectors ? Vectors : 1], half[Pairs];
+  Vec acc[kChannels][Vectors], half[Pairs];
   DYNPRUNE_UNROLL for (int k = 0; k < kChannels; ++k) {
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[k][j] = zero();
     DYNPRUNE_UNROLL for (int j = 0; j <= Vectors; ++j) prefetch_for_write(tile.output[k] + (v0 + j) * kLanes);
@@ -143,7 +143,7 @@ void direct_half_tile(const Job& job, const TileChannels& tile, int64_t v0, int 
     const auto accumulate = [&](int t) __attribute__((always_inline)) {
       const float* shifted = x + tap_offset[t];
       pin(shifted);
-      Vec in[Vectors ? Vectors : 1];
+      Vec in[Vectors];
       DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
         in[j] = load(shifted + j * kLanes);
         pin(in[j]);
@@ -177,17 +177,49 @@ void direct_half_tile(const Job& job, const TileChannels& tile, int64_t v0, int 
   finish_tile(job, tile, channels, kTotal, v0, sums);
 }
 
+// A half block alone: one half vector per output.
+template <int Pairs, int Taps>
+void direct_narrow_tile(const Job& job, const TileChannels& tile, int64_t v0, int channels) {
+  constexpr int kChannels = 2 * Pairs;
+  HalfVec acc[kChannels];
+  DYNPRUNE_UNROLL for (int k = 0; k < kChannels; ++k) {
+    acc[k] = half_zero();
+    prefetch_for_write(tile.output[k] + v0 * kLanes);
+  }
+  const float* weight[kChannels];
+  DYNPRUNE_UNROLL for (int k = 0; k < kChannels; ++k) weight[k] = tile.weight[k];
+  const int taps = Taps ? Taps : job.shape.taps;
+  for (int32_t i = 0; i < job.call.n_in; ++i) {
+    const float* x = job.call.input[i] + v0 * kLanes;
+    const int64_t column = static_cast<int64_t>(job.call.in_channel[i]) * taps;
+    const auto accumulate = [&](int t) __attribute__((always_inline)) {
+      const HalfVec in = half_load(x + job.shape.tap_offset[t]);
+      DYNPRUNE_UNROLL for (int k = 0; k < kChannels; ++k) {
+        acc[k] = half_fma(half_broadcast(weight[k][column + t]), in, acc[k]);
+      }
+    };
+    if constexpr (Taps) {
+      DYNPRUNE_UNROLL for (int t = 0; t < Taps; ++t) accumulate(t);
+    } else {
+      for (int t = 0; t < taps; ++t) accumulate(t);
+    }
+  }
+  alignas(64) float sums[kChannels * kLanes];
+  DYNPRUNE_UNROLL for (int k = 0; k < kChannels; ++k) store(sums + k * kLanes, widen(acc[k]));
+  finish_tile(job, tile, channels, 1, v0, sums);
+}
+
 using HalfTileFn = void (*)(const Job&, const TileChannels&, int64_t, int);
 #define PAIRS_2(V, T) &direct_half_tile<1, V, T>, &direct_half_tile<2, V, T>
 #define PAIRS_4(V, T) PAIRS_2(V, T), &direct_half_tile<3, V, T>, &direct_half_tile<4, V, T>
-#define HALF_TILES(T)                                                                                   \
-  {                                                                                                     \
-    {PAIRS_4(0, T), &direct_half_tile<5, 0, T>, &direct_half_tile<6, 0, T>, &direct_half_tile<7, 0, T>, \
-     &direct_half_tile<8, 0, T>},                                                                       \
-        {PAIRS_4(1, T), &direct_half_tile<5, 1, T>, &direct_half_tile<6, 1, T>}, {PAIRS_4(2, T)},       \
-        {PAIRS_2(3, T), &direct_half_tile<3, 3, T>}, {                                                  \
-      PAIRS_2(4, T)                                                                                     \
-    }                                                                                                   \
+#define NARROW_4(P, T) \
+  &direct_narrow_tile<P, T>, &direct_narrow_tile<P + 1, T>, &direct_narrow_tile<P + 2, T>, &direct_narrow_tile<P + 3, T>
+#define HALF_TILES(T)                                                                                          \
+  {                                                                                                            \
+    {NARROW_4(1, T), NARROW_4(5, T)}, {PAIRS_4(1, T), &direct_half_tile<5, 1, T>, &direct_half_tile<6, 1, T>}, \
+        {PAIRS_4(2, T)}, {PAIRS_2(3, T), &direct_half_tile<3, 3, T>}, {                                        \
+      PAIRS_2(4, T)                                                                                            \
+    }                                                                                                          \
   }
 constexpr HalfTileFn kHalfTile[3][kMaxHalfVectors + 1][kMaxTileChannels / 2] = {HALF_TILES(0), HALF_TILES(1),
                                                                                 HALF_TILES(9)};

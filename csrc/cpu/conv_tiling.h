@@ -20,6 +20,7 @@ struct DirectTiles {
   // Measured on Zen 4 and Zen 5 (per vector of the ISA).
   double fma_per_cycle, load_cycles /* unaligned */, broadcast_cycles, overlap_loss;
   double weight_cycles;  // per channel and tile: weights come from beyond the first-level cache
+  double narrow_cycles;  // per channel of a tile of half vectors alone; 0 = as other tiles
 };
 
 constexpr DirectTiles direct_tiles(int lanes) {
@@ -30,9 +31,10 @@ constexpr DirectTiles direct_tiles(int lanes) {
                                     1.5,
                                     1.0,
                                     0.03,
-                                    0.1}
-         : lanes == 8 ? DirectTiles{{7, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1}, {}, 3, 2.0, 0.75, 0.5, 0.25, 0.1}
-                      : DirectTiles{{6, 4, 3, 2, 1, 1, 1, 1}, {}, 2, 1.0, 0.75, 0.5, 0.25, 0.1};
+                                    0.1,
+                                    0.6}
+         : lanes == 8 ? DirectTiles{{7, 5, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1}, {}, 3, 2.0, 0.75, 0.5, 0.25, 0.1, 0.0}
+                      : DirectTiles{{6, 4, 3, 2, 1, 1, 1, 1}, {}, 2, 1.0, 0.75, 0.5, 0.25, 0.1, 0.0};
 }
 
 // The most channels of a tile with so many vectors.
@@ -72,6 +74,10 @@ constexpr double column_cycles(const DirectTiles& tiles, int channels, int vecto
 constexpr double half_column_cycles(const DirectTiles& tiles, int channels, int vectors) {
   const int pairs = ceil_div(channels, 2);
   const int parts = ceil_div(pairs, tiles.max_pairs[vectors]);
+  if (vectors == 0 && tiles.narrow_cycles > 0) {
+    const double cycles = 2.0 * pairs / parts * tiles.narrow_cycles;
+    return parts * ((cycles > 5.0 ? cycles : 5.0) + tiles.weight_cycles * 2.0 * pairs / parts);
+  }
   return parts * tile_cycles(tiles, 2.0 * pairs / parts, vectors + 0.5);
 }
 
@@ -123,6 +129,7 @@ constexpr DirectTiles multiply_tiles(int lanes) {
   tiles.load_cycles = tiles.broadcast_cycles;
   tiles.broadcast_cycles *= 0.95;  // of adjoining weights
   tiles.weight_cycles = 0;
+  tiles.narrow_cycles = 0;
   return tiles;
 }
 

@@ -127,7 +127,7 @@ def test_env_is_a_bug_report(capsys):
     facts = json.loads(out)
     assert code == 0
     assert facts["isa"] in facts["isas"]
-    assert set(facts["cuda"]) == {"built", "usable", "reason"}
+    assert set(facts["cuda"]) == {"built", "usable", "kernels", "reason"}
     code, out, _ = run(capsys, "env")
     assert "versions" in out
 

@@ -177,7 +177,7 @@ def test_the_artifact_keeps_a_quantized_program(pair, tmp_path):
     assert loaded.report["quantization"] == quantized.report["quantization"]
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_vnni"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16"])
 def test_every_isa_computes_the_same_integer_maps(isa, tmp_path):
     if isa not in dp.available_isas():
         pytest.skip(f"this CPU lacks {isa}")

@@ -46,7 +46,7 @@ class OpenVINO:
         compiled = core.compile_model(model, "CPU", config)
         if compiled.get_property("INFERENCE_NUM_THREADS") != threads:
             raise RuntimeError(f"OpenVINO refused {threads} threads")
-        if self._dtype == "bf16" and "bf16" not in str(compiled.get_property("INFERENCE_PRECISION_HINT")):
+        if self._dtype == "bf16" and compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
             raise RuntimeError("OpenVINO does not run bf16 on this CPU")
         request = compiled.create_infer_request()
         tensors = [openvino.Tensor(x, shared_memory=True) for x in inputs]
