@@ -59,7 +59,9 @@ class FusedNetwork:
         for node in self._graph.nodes:
             operands = [None if v is None else values[v] for v in node.inputs]
             if node.op == "conv2d":
-                results: Any = self._convolution(node, operands)
+                y = self._convolution(node, operands)
+                pools = (TORCH_OPS["spatial_reduce"]([y], {"kind": kind}) for kind in node.attrs["pools"])
+                results: Any = (y, *pools)
             elif node.op == "max_pool2d":
                 results = _max_pool(node, operands[0])
             elif node.op == "linear":
@@ -75,7 +77,7 @@ class FusedNetwork:
         padded: list[Any] = [*operands, *[None] * (6 - len(operands))]
         x, weight, bias, gate, shift, residual = padded
         top, left, bottom, right = attrs["padding"]
-        if gate is not None or shift is not None or attrs["pools"] or (top, left) != (bottom, right):
+        if gate is not None or shift is not None or (top, left) != (bottom, right):
             raise ValueError(f"layer {node.name} is none of an ungated network with symmetric padding")
         inner, outer = tuple(attrs["inner"]), tuple(attrs["outer"])
         where = (attrs["stride"], (top, left), attrs["dilation"], attrs["groups"])

@@ -123,16 +123,17 @@ struct Map {
   T& element(int n, int pixel, int place) {
     return memory[(static_cast<size_t>(n) * h * w + pixel) * round_up(channels, kChunk) + place];
   }
-  static T any_value(Random& random) { return from_float<T>(random.uniform()); }
-  void fill(Random& random, T (*draw)(Random&) = any_value) {
+  // `as_read`: the value that a kernel takes an element for.
+  static float exactly(T v) { return to_float(v); }
+  void fill(Random& random, float (*as_read)(T) = exactly) {
     for (int n = 0; n < batch; ++n) {
       for (int c = 0; c < channels; ++c) {
         if (!stored(n, c)) continue;
         const int p = place(n, c);
         for (int pixel = 0; pixel < h * w; ++pixel) {
-          const T v = draw(random);
+          const T v = from_float<T>(random.uniform());
           element(n, pixel, p) = v;
-          values[at(n, pixel, c)] = to_float(v);
+          values[at(n, pixel, c)] = as_read(v);
         }
       }
     }

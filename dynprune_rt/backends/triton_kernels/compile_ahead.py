@@ -124,8 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", default=",".join(map(str, ARCHITECTURES)))
-    archs = [int(arch) for arch in parser.parse_args(arguments).archs.split(",")]
-    for arch, precision in itertools.product(archs, PRECISIONS):
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    args = parser.parse_args(arguments)
+    archs = [int(arch) for arch in args.archs.split(",")]
+    for arch, precision in itertools.product(archs, args.precisions.split(",")):
         try:
             built = compile_all(arch, precision)
         except Exception as error:

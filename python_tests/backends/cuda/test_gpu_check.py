@@ -228,8 +228,8 @@ def test_the_fused_baseline_is_the_network() -> None:
         calls["add_relu"] += 1
         return (torch.conv2d(x, weight, bias, *where) + alpha * z).relu()
 
-    program = network("resnet50", None, 32)
-    x = images(2, 32)
+    program = network("resnet50", None, 64)  # of 32 pixels one would be left at the end
+    x = images(2, 64)
     fused = FusedNetwork(program.graph, CPU, torch.float32, FusedConvolutions(relu, add_relu))
     assert relative_error(fused(torch.from_numpy(x)).numpy(), dynprune_rt.load(program).run(x)) < 1e-4
     assert calls["add_relu"] == 4 and calls["relu"] == 9, "every convolution but the four shortcuts' is fused"
