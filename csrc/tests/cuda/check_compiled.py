@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,18 +110,20 @@ def main() -> int:
         print("NOT RUN: no nvcc on PATH; registers, spills and machine code are unchecked")
         return 2
     cuobjdump = find_cuobjdump()
-    problems = []
-    with tempfile.TemporaryDirectory() as folder:
-        for arch in archs:
-            try:
-                cubin, log = compile_for(arch, Path(folder))
-            except RuntimeError as error:
-                problems.append(str(error))
-                continue
-            problems += check_resources(arch, log)
-            if cuobjdump is not None:
-                problems += check_machine_code(arch, cubin, cuobjdump)
-            print(f"sm_{arch}: checked")
+
+    def problems_of(arch: str, folder: Path) -> list[str]:
+        try:
+            cubin, log = compile_for(arch, folder)
+        except RuntimeError as error:
+            return [str(error)]
+        found = check_resources(arch, log)
+        if cuobjdump is not None:
+            found += check_machine_code(arch, cubin, cuobjdump)
+        print(f"sm_{arch}: checked")
+        return found
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems = [p for found in pool.map(lambda arch: problems_of(arch, Path(folder)), archs) for p in found]
     if cuobjdump is None:
         print("NOT RUN: no cuobjdump (the CUDA toolkit and Triton's wheel have one); machine code is unchecked")
     print("\n".join(problems) or "passed")

@@ -31,7 +31,7 @@ NETWORKS = [
     ("resnet50", "laudnet", 32, {"conv_gemm_two_sided", "conv_gemm_by_output", "conv_gemm_by_input", "pool2d"}),
     ("mobilenet_v2", "batch_shaping", 32, {"conv_direct"}),
     ("squeezenet1_1", "fbs", 32, {"pool2d", "torch"}),
-    ("cifar_densenet40", "laudnet", 8, {"torch"}),
+    pytest.param("cifar_densenet40", "laudnet", 8, {"torch"}, marks=pytest.mark.full),
 ]
 
 #: Of the largest value: operands and results are rounded to this precision.
