@@ -111,6 +111,7 @@ inline bool channel_lanes_pay(const KernelTable& table, const StridedShape& shap
          0.97 * direct_cycles(table, direct, shape.in_channels, shape.out_channels);
 }
 
+// Of conv_stem.cc, which works on two vectors of tiles at a time.
 inline double stem_cycles(const StemShape& shape, int32_t live_in, int32_t live_out) {
   const double vectors = ceil_div(shape.out.height, 4) * 2.0 * ceil_div(shape.out.width, 128);
   const double input = 1200.0, output = 220.0;

@@ -253,19 +253,18 @@ class Recorder:
         if node is None or node.op != "ne" or self.users.get(mask) or mask in self.graph.outputs:
             return None
         gate, zero = node.inputs
-        assert gate is not None and zero is not None
-        is_zero = self.graph.is_constant(zero) and not self.graph.constant(zero).any()
-        return gate if is_zero and per_image_shape(gate) == per_image_shape(mask) else None
+        assert gate is not None
+        return gate if self._is_zero(zero) and per_image_shape(gate) == per_image_shape(mask) else None
+
+    def _is_zero(self, value: Value | None) -> bool:
+        return value is not None and self.graph.is_constant(value) and not self.graph.constant(value).any()
 
     def is_own_mask(self, gate: Value, computed: Value | None) -> bool:
         """Are the channels of the list ``computed`` those where ``gate`` is not 0, and is it 1 there?"""
         node = None if computed is None else computed.producer
         if node is None or node.op != "ne" or node.inputs[0] is not gate:
             return False
-        zero = node.inputs[1]
-        assert zero is not None
-        constant_zero = self.graph.is_constant(zero) and not self.graph.constant(zero).any()
-        return constant_zero and self.facts.range(gate).binary
+        return self._is_zero(node.inputs[1]) and self.facts.range(gate).binary
 
     def live_list(self, value: Value) -> LiveListRef:
         """The stored channels of a value.
