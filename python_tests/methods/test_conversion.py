@@ -6,6 +6,9 @@ import torch
 
 import dynprune_rt
 from dynprune_rt import methods
+from dynprune_rt.frontend.capture import capture
+from dynprune_rt.frontend.near_threshold import near_threshold
+from dynprune_rt.frontend.reference_values import reference_values
 from dynprune_rt.methods import Batches, Settings, accuracy, train
 from dynprune_rt.methods.discriminant import score_sites
 from dynprune_rt.methods.graph import trace
@@ -18,12 +21,21 @@ METHODS = {"is": 0.85, "di": 0.6, "manidp": 0.6, "cwp": 0.6, "fbs": 0.6}
 
 
 def agreement(model, images):
-    """Worst difference of the logits, and the share of images with the same class; skip on against torch."""
+    """Worst difference of each image's logits, and the share of images with the same class; skip on against torch."""
     session = dynprune_rt.load(dynprune_rt.convert(model, images[:2].contiguous()), threads=1)
     with torch.no_grad():
         wanted = torch.cat([model(part) for part in images.split(125)]).numpy()
     found = session.run(images.contiguous().numpy())
-    return np.abs(found - wanted).max() / np.abs(wanted).max(), (found.argmax(1) == wanted.argmax(1)).mean(), session
+    errors = np.abs(found - wanted).max(1) / np.abs(wanted).max()
+    return errors, (found.argmax(1) == wanted.argmax(1)).mean(), session
+
+
+def within_rounding_of_a_threshold(model, images):
+    """How many of the images have a gate that two correct orders of addition may decide differently."""
+    if not len(images):
+        return 0
+    captured = capture(model, images[:1])
+    return len(near_threshold(captured.program, reference_values(captured.program, [images])))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -32,10 +44,11 @@ def test_a_trained_model_converts(name):
     settings = Settings(epochs=2, precision="fp32", warmup_steps=1)
     result = train(model, loader, methods.create(name, METHODS[name]), settings=settings)
     images = torch.cat([x for x, _ in Batches(coloured(64, seed=4), 32)])
-    difference, same, session = agreement(result.model, images)
-    # An image whose saliency lies within rounding of its threshold may decide otherwise.
+    errors, same, session = agreement(result.model, images)
+    off = np.flatnonzero(errors >= 1e-3)
+    assert len(off) <= 1
+    assert within_rounding_of_a_threshold(result.model, images[off]) == len(off)
     assert same >= 0.98
-    assert difference < 1e-3 or result.method.dynamic
     left = methods.measure_activity(model, result.model, result.method, [images])
     profile = session.profile(images.contiguous().numpy())
     executed = sum(row["macs"] for row in profile.rows) / len(images)
@@ -53,9 +66,11 @@ def test_a_resnet_equals_torch_on_a_thousand_test_images(name):
     loader = Batches(data.train.part(0, 256), 128, augment=True)
     result = train(model, loader, method, settings=settings, calibration=real_data.calibration(250))
     images = torch.cat([x for x, _ in Batches(data.test.part(0, 1000), 250)])
-    difference, same, _ = agreement(result.model, images)
+    errors, same, _ = agreement(result.model, images)
     assert same >= 0.995
-    assert difference < 0.05
+    off = np.flatnonzero(errors >= 1e-4)
+    assert len(off) <= 5
+    assert within_rounding_of_a_threshold(result.model, images[off]) == len(off)
 
 
 @real_data.needs_data
