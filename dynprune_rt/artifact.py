@@ -21,6 +21,7 @@ import numpy as np
 
 from dynprune_rt.errors import ArtifactError, VerificationError
 from dynprune_rt.ir.graph import Graph, Node, Value
+from dynprune_rt.ir.packed_weights import pack, unpack
 from dynprune_rt.ir.types import DTYPES, MAX_RANK, TensorType
 from dynprune_rt.ir.verifier import MAX_NAME, verify
 
@@ -83,18 +84,27 @@ def _layout(graph: Graph, report: dict[str, Any]) -> tuple[bytes, list[np.ndarra
     """The padded safetensors header, and the tensors in file order."""
     values = list(_values(graph))
     constants = [v for v in values if graph.is_constant(v)]
+    stored = {v: graph.constant(v) for v in constants}
+    packed = []
+    for value in constants:
+        if value.type.dtype == "s8" and value.type.rank > 1:
+            narrow = pack(graph.constant(value))
+            if narrow.nbytes < stored[value].nbytes:
+                stored[value] = narrow
+                packed.append(value.name)
     # Whole cache lines first, then by element size: all of the former start aligned to 64 bytes, and
     # everything to its element size, without holes (which safetensors does not allow).
-    constants.sort(key=lambda v: (graph.constant(v).nbytes % ALIGNMENT != 0, -DTYPES[v.type.dtype].itemsize))
-    header: dict[str, Any] = {
-        "__metadata__": {"format": FORMAT, "version": VERSION, "graph": _dump(_encode_graph(graph, values, report))}
-    }
+    constants.sort(key=lambda v: (stored[v].nbytes % ALIGNMENT != 0, -stored[v].itemsize))
+    metadata = {"format": FORMAT, "version": VERSION, "graph": _dump(_encode_graph(graph, values, report))}
+    if packed:
+        metadata["packed"] = _dump(packed)
+    header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for value in constants:
-        end = offset + graph.constant(value).nbytes
+        end = offset + stored[value].nbytes
         header[value.name] = {
-            "dtype": _CODES[value.type.dtype],
-            "shape": list(value.type.shape),
+            "dtype": "U8" if value.name in packed else _CODES[value.type.dtype],
+            "shape": list(stored[value].shape),
             "data_offsets": [offset, end],
         }
         offset = end
@@ -102,7 +112,7 @@ def _layout(graph: Graph, report: dict[str, Any]) -> tuple[bytes, list[np.ndarra
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     if len(text) > MAX_HEADER:
         raise ArtifactError(f"the graph takes {len(text)} bytes of header; at most {MAX_HEADER} are supported")
-    return text, [graph.constant(v) for v in constants]
+    return text, [stored[v] for v in constants]
 
 
 def _values(graph: Graph) -> Iterator[Value]:
@@ -195,8 +205,12 @@ def _parse(data: mmap.mmap) -> tuple[Graph, dict[str, Any]]:
     if metadata.get("version") != VERSION:
         raise _Invalid(f"its version is {metadata.get('version')!r:.80}; this release reads version {VERSION}")
     text = _text(metadata.get("graph"), "the graph", MAX_HEADER)
+    packed = _text(metadata.get("packed", "[]"), "the list of packed tensors", MAX_HEADER)
+    names = _expect(
+        _load_json(packed.encode("utf-8"), "the list of packed tensors"), list, "the list of packed tensors"
+    )
     arrays = _map_tensors(header, data, 8 + length)
-    return _decode_graph(_load_json(text.encode("utf-8"), "the graph"), arrays)
+    return _decode_graph(_load_json(text.encode("utf-8"), "the graph"), arrays, names)
 
 
 def _load_json(raw: bytes, what: str) -> Any:
@@ -335,7 +349,7 @@ def _map_tensors(header: dict[str, Any], data: mmap.mmap, base: int) -> dict[str
     return arrays
 
 
-def _decode_graph(encoded: Any, arrays: dict[str, np.ndarray]) -> tuple[Graph, dict[str, Any]]:
+def _decode_graph(encoded: Any, arrays: dict[str, np.ndarray], packed: list[Any]) -> tuple[Graph, dict[str, Any]]:
     inputs, outputs, values, nodes, report = _record(
         encoded, ("inputs", "outputs", "values", "nodes", "report"), "the graph"
     )
@@ -348,6 +362,7 @@ def _decode_graph(encoded: Any, arrays: dict[str, np.ndarray]) -> tuple[Graph, d
             raise _Invalid(f"{what} names the unknown value {name!r:.80}")
         return value
 
+    _expand(arrays, packed, table)
     for name, (_, _, live) in values.items():
         if live is not None:
             table[name].live = find(live, f"the mask of value {name!r:.80}")
@@ -369,6 +384,24 @@ def _decode_graph(encoded: Any, arrays: dict[str, np.ndarray]) -> tuple[Graph, d
         if name not in defined:
             raise _Invalid(f"the value {name!r:.80} is declared but not part of the graph")
     return graph, _expect(report, dict, "the report")
+
+
+def _expand(arrays: dict[str, np.ndarray], packed: list[Any], table: dict[str, Value]) -> None:
+    """Replace the tensors named in ``packed`` by the integer weights that they stand for."""
+    if len(set(map(str, packed))) != len(packed):
+        raise _Invalid("the list of packed tensors names one twice")
+    for name in packed:
+        what = f"the packed tensor {name!r:.80}"
+        if not isinstance(name, str) or name not in arrays or name not in table:
+            raise _Invalid(f"{what} does not exist")
+        array, value = arrays[name], table[name]
+        if value.type.dtype != "s8" or value.type.rank < 2 or value.type.batched or array.dtype != np.uint8:
+            raise _Invalid(f"{what} holds {array.dtype} for {value.type}, expected bytes for s8 weights")
+        try:
+            arrays[name] = unpack(array, value.type.shape)
+        except ValueError as error:
+            raise _Invalid(f"{what}: {error}") from None
+        arrays[name].flags.writeable = False
 
 
 def _decode_values(values: dict[str, Any], graph: Graph) -> dict[str, Value]:

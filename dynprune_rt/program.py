@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from dynprune_rt import artifact
 from dynprune_rt.ir.graph import Graph, Node, Value
+from dynprune_rt.ir.packed_weights import WIDTHS, channel_bits, packed_size
 from dynprune_rt.ir.types import TensorType
 
 
@@ -123,7 +126,7 @@ def _layer_table(graph: Graph) -> Iterator[str]:
         rows.append(
             (
                 node.name,
-                _layer_shape(node),
+                _layer_shape(graph, node),
                 _count(dense_macs(node)),
                 _deciders(_operand(node, 0).live),
                 _deciders(node.computed or node.output.live),
@@ -137,7 +140,28 @@ def _layer_table(graph: Graph) -> Iterator[str]:
             yield f"    {line}"
 
 
-def _layer_shape(node: Node) -> str:
+def weight_widths(graph: Graph, node: Node) -> dict[int, int]:
+    """Output channels of an int8 convolution by the bits that their weights take in a file."""
+    bits = channel_bits(graph.constant(_operand(node, 1)))
+    return {width: int((bits == width).sum()) for width in reversed(WIDTHS)}
+
+
+def weight_bytes(graph: Graph, node: Node) -> int:
+    """Bytes that the weights of a convolution or a linear layer take in a file."""
+    array = graph.constant(_operand(node, 1))
+    if array.dtype != np.int8:
+        return array.nbytes
+    return min(array.nbytes, packed_size(channel_bits(array), math.prod(array.shape[1:])))
+
+
+def _width_text(widths: dict[int, int]) -> str:
+    """As in `` (40x8, 20x4, 4x2 bits)``; nothing where every channel has 8."""
+    narrow = any(count for width, count in widths.items() if width < 8)
+    counts = ", ".join(f"{count}x{width}" for width, count in widths.items() if count)
+    return f" ({counts} bits)" if narrow else ""
+
+
+def _layer_shape(graph: Graph, node: Node) -> str:
     """As in ``64->128 3x3 /2 g4 @14x14`` (stride, groups and output size) or ``512->10``."""
     weight = _operand(node, 1).type.shape
     if node.op == "linear":
@@ -149,7 +173,7 @@ def _layer_shape(node: Node) -> str:
     if groups > 1:
         text += f" g{groups}"
     if node.op == "quantized_conv2d":
-        text += " int8"
+        text += f" int8{_width_text(weight_widths(graph, node))}"
     elif node.output.type.dtype == "bf16":
         text += " bf16"
     return f"{text} @{size[0]}x{size[1]}"
@@ -184,4 +208,11 @@ def _fact(key: str, value: Any) -> list[str]:
 
 
 def _record(value: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {item}" for key, item in value.items())
+    """One line; lists of records, a row per layer, are left to the JSON form."""
+    parts = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            parts.append(f"{key} ({_record(item)})")
+        elif not isinstance(item, list) or not any(isinstance(part, dict) for part in item):
+            parts.append(f"{key} {item}")
+    return ", ".join(parts)

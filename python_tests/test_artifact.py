@@ -155,6 +155,82 @@ def test_tensors_are_aligned(path):
     assert all(array.flags.aligned for array in artifact.load(path)[0].constants.values())
 
 
+PACKED_ROWS = [[1, -2, 0, 1, -1], [7, -8, 1, 0, 0], [-128, 127, 0, 1, 2]]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> bytes:
+    """A file whose weights take 8, 4 and 2 bits."""
+    b = Builder()
+    x = b.graph.add_input("x", TensorType("f32", (BATCH, 5, 4, 4)))
+    rows = np.array(PACKED_ROWS, np.int8).reshape(3, 5, 1, 1)
+    ones = np.ones(3, np.float32)
+    integers = b.op("quantize", x, scale=0.1, dtype="s8")
+    constants = [b.constant("weight", rows), b.constant("scale", ones), b.constant("bias", ones)]
+    y = b.op("quantized_conv2d", integers, *constants, dtype="s8")
+    b.graph.outputs = [b.op("dequantize", y, scale=0.1)]
+    path = tmp_path_factory.mktemp("packed") / "model.dpr"
+    artifact.save(path, b.graph)
+    return path.read_bytes()
+
+
+def test_narrow_weights_are_packed_and_expanded(path, packed):
+    graph, _ = load_bytes(path, packed)
+    assert graph.constants["weight"].reshape(3, 5).tolist() == PACKED_ROWS
+    header = parts(packed)[0]
+    assert header["weight"]["dtype"] == "U8" and header["weight"]["shape"] == [3 + 2 + 3 + 5]
+    again = path.with_name("again.dpr")
+    artifact.save(again, graph)
+    assert again.read_bytes() == packed
+    assert artifact.digest(graph) == artifact.digest(artifact.load(again)[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "weight"),
+        (["weight", "weight"], "twice"),
+        (["weight", "nothing"], "does not exist"),
+        (["weight", "scale"], "expected bytes for s8 weights"),
+        (["weight", "x"], "does not exist"),
+        ([7], "does not exist"),
+        ({"weight": 1}, "expected list"),
+        ("weight", "expected list"),
+    ],
+)
+def test_a_wrong_list_of_packed_tensors(path, packed, names, message):
+    header, graph, tensors = parts(packed)
+    header["__metadata__"]["packed"] = json.dumps(names)
+    with pytest.raises(ArtifactError, match=message):
+        load_bytes(path, join(header, graph, tensors))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"), [(0, 3, "3 bits"), (0, 4, "bytes, expected"), (4, 0x80, "beyond its weights")]
+)
+def test_damaged_packed_weights(path, packed, offset, value, message):
+    header, graph, tensors = parts(packed)
+    begin = header["weight"]["data_offsets"][0] + offset
+    with pytest.raises(ArtifactError, match=message):
+        load_bytes(path, join(header, graph, tensors[:begin] + bytes([value]) + tensors[begin + 1 :]))
+
+
+@pytest.mark.parametrize("shape", [[3, 5, 1], [4, 5, 1, 1], [3, 1 << 20, 1, 1], [1 << 30, 1, 1, 1]])
+def test_packed_weights_of_another_shape(path, packed, shape):
+    header, graph, tensors = parts(packed)
+    graph["values"]["weight"][1] = shape
+    assert not survives(path, join(header, graph, tensors))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=3))
+def test_flipped_bytes_of_packed_files(path, packed, edits):
+    data = bytearray(packed)
+    for position, value in edits:
+        data[position % len(data)] = value
+    survives(path, bytes(data))
+
+
 def test_unused_constants_are_not_stored(path):
     graph = gated_residual_graph()
     graph.add_constant("unused", np.zeros(1000, np.float32))

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dynprune_rt.program import Program, dense_macs, gate_names
+from dynprune_rt.program import Program, dense_macs, gate_names, weight_bytes, weight_widths
 
 ABOUT = "show a program's layers and what they can skip"
 
@@ -37,20 +37,25 @@ def describe(program: Program) -> dict[str, object]:
     """The program's layers as a JSON-like object."""
     layers = []
     for node in program.graph.nodes:
-        if node.op not in ("conv2d", "linear"):
+        if node.op not in ("conv2d", "quantized_conv2d", "linear"):
             continue
         source = node.inputs[0]
-        layers.append(
-            {
-                "name": node.name,
-                "op": node.op,
-                "output": str(node.output.type),
-                "dense_macs": dense_macs(node),
-                "skips_inputs_by": gate_names(source.live if source is not None else None),
-                "skips_outputs_by": gate_names(node.computed or node.output.live),
-                "note": node.note,
-            }
+        layer: dict[str, object] = {
+            "name": node.name,
+            "op": node.op,
+            "output": str(node.output.type),
+            "dense_macs": dense_macs(node),
+            "weight_bytes": weight_bytes(program.graph, node),
+        }
+        if node.op == "quantized_conv2d":
+            widths = weight_widths(program.graph, node)
+            layer["channels_by_weight_bits"] = {str(bits): count for bits, count in widths.items()}
+        layer.update(
+            skips_inputs_by=gate_names(source.live if source is not None else None),
+            skips_outputs_by=gate_names(node.computed or node.output.live),
+            note=node.note,
         )
+        layers.append(layer)
     return {
         "inputs": {name: str(type) for name, type in program.inputs.items()},
         "outputs": {name: str(type) for name, type in program.outputs.items()},

@@ -10,7 +10,7 @@ import numpy as np
 
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.program import Program
-from dynprune_rt.quantization.rewriting import IntegerRewriting
+from dynprune_rt.quantization.rewriting import IntegerRewriting, WeightWidths
 from dynprune_rt.quantization.selection import Selection
 from dynprune_rt.session import Session
 
@@ -36,14 +36,18 @@ class _SideBySide(IntegerRewriting):
 
 
 def layer_errors(
-    graph: Graph, selection: Selection, scales: Mapping[Value, float], images: np.ndarray
+    graph: Graph,
+    selection: Selection,
+    scales: Mapping[Value, float],
+    images: np.ndarray,
+    widths: WeightWidths | None = None,
 ) -> dict[str, float]:
     """Root mean square error of every integer layer's result over that of the result; operands exact."""
     layers = [node for node in graph.nodes if node in selection.nodes and node.op == "conv2d"]
     errors = {}
     for start in range(0, len(layers), _LAYERS_PER_RUN):
         part = layers[start : start + _LAYERS_PER_RUN]
-        rewriting = _SideBySide(graph, selection, scales)
+        rewriting = _SideBySide(graph, selection, scales, widths)
         pairs = rewriting.pairs(graph.nodes, part)
         rewriting.graph.outputs = [value for pair in pairs for value in pair]
         session = Session(Program(rewriting.graph))

@@ -22,7 +22,7 @@ HISTOGRAM_BINS = 2048
 
 @dataclass
 class Statistics:
-    """Extremes of one map over all images, and how its magnitudes are distributed.
+    """Extremes of one map over all images, the mean of every channel, and how its magnitudes are distributed.
 
     ``histogram[i]`` counts magnitudes in [i, i+1) * peak / HISTOGRAM_BINS; None until asked for.
     """
@@ -30,6 +30,7 @@ class Statistics:
     low: float = 0.0
     high: float = 0.0
     histogram: np.ndarray | None = field(default=None, repr=False)
+    means: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def peak(self) -> float:
@@ -78,6 +79,7 @@ def observe(
 ) -> dict[Value, Statistics]:
     """Statistics of float maps. Raises QuantizationError where a map is not finite."""
     table = {value: Statistics() for value in values}
+    images = sum(len(batch) for batch in batches)
     for value, array in read_out(graph, values, batches):
         low, high = float(array.min()), float(array.max())
         if not np.isfinite(low + high):
@@ -85,6 +87,8 @@ def observe(
             raise QuantizationError(f"the output of layer {maker!r} is not finite on the calibration images")
         entry = table[value]
         entry.low, entry.high = min(entry.low, low), max(entry.high, high)
+        means = array.mean(axis=(2, 3), dtype=np.float64).sum(axis=0) / images
+        entry.means = means if entry.means is None else entry.means + means
     if not histograms:
         return table
     for value, array in read_out(graph, values, batches):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -181,14 +182,40 @@ class Rewriting(ABC):
             self._floats[old] = reduced
 
 
+@dataclass(frozen=True)
+class WeightWidths:
+    """``bits``: u8[K] by layer, 8 where nothing is said; ``means``: f64[C], the mean of every channel of a map."""
+
+    bits: Mapping[str, np.ndarray]
+    means: Mapping[Value, np.ndarray]
+
+    def bias_correction(self, x: Value, weights: np.ndarray, rounded: np.ndarray, node: Node) -> np.ndarray:
+        """f64[K]: what rounding narrow weights takes from the mean of each output channel, away from the borders."""
+        correction = np.zeros(len(weights))
+        bits = self.bits.get(node.name)
+        if bits is not None and (bits < 8).any():
+            lost = (weights - rounded).sum(axis=(2, 3))
+            means = self.means[x].reshape(node.attrs["groups"], -1)
+            inputs = means.repeat(len(weights) // len(means), axis=0)
+            correction = np.where(bits < 8, (lost * inputs).sum(axis=1), 0)
+        return correction
+
+
 class IntegerRewriting(Rewriting):
     """Maps of u8 and s8 with a scale."""
 
     suffix = "int8"
 
-    def __init__(self, graph: Graph, selection: Selection, scales: Mapping[Value, float]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        selection: Selection,
+        scales: Mapping[Value, float],
+        widths: WeightWidths | None = None,
+    ) -> None:
         super().__init__(graph, selection)
         self._scales = scales  # by representative
+        self._widths = widths or WeightWidths({}, {})
 
     def scale(self, value: Value) -> float:
         return self._scales[self._selection.representative(value)]
@@ -209,11 +236,14 @@ class IntegerRewriting(Rewriting):
         source = self.as_narrow(x)
         stream = None if residual is None else self.as_narrow(residual)
         y_scale = self.scale(y)
-        weights, weight_scales = quantize_weights(self._old.constant(weight), node.name)
+        exact = self._old.constant(weight)
+        weights, weight_scales = quantize_weights(exact, node.name, self._widths.bits.get(node.name))
+        rounded = weights * weight_scales.reshape(-1, 1, 1, 1)
+        biases = self._constant_or_zero(bias, len(weights)) + self._widths.bias_correction(x, exact, rounded, node)
         vectors = {
             "weight": weights,
             "scale": self._vector(weight_scales * self.scale(x) / y_scale, node, "scale"),
-            "bias": self._vector(self._constant_or_zero(bias, weights.shape[0]) / y_scale, node, "bias"),
+            "bias": self._vector(biases / y_scale, node, "bias"),
         }
         constants: list[Value | None] = [
             self.graph.add_constant(f"{node.name}.{what}.int8", array) for what, array in vectors.items()

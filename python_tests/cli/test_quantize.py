@@ -43,6 +43,28 @@ def test_options_and_json(files, capsys):
     assert kept and all(name.startswith("layer0.") for name in kept)
 
 
+def test_mixed_widths_and_what_inspect_says_of_them(files, capsys):
+    np.save(files / "y.npy", np.arange(20) % 10)
+    target = files / "mixed.dpr"
+    arguments = ["quantize", str(files / "net.dpr"), str(files / "x.npy"), "-o", str(target)]
+    narrow = ["--weight-bytes", "6000", "--bits-by", "information", "--labels", str(files / "y.npy")]
+    assert main([*arguments, *narrow]) == 0
+    text = capsys.readouterr().out
+    assert "channels at 8/4/2 bits" in text and "bits each on average" in text
+    assert main(["inspect", str(target), "--json"]) == 0
+    layers = [layer for layer in json.loads(capsys.readouterr().out)["layers"] if layer["op"] == "quantized_conv2d"]
+    assert 5000 < sum(layer["weight_bytes"] for layer in layers) <= 6000
+    assert any(layer["channels_by_weight_bits"]["2"] for layer in layers)
+    assert main(["inspect", str(target)]) == 0
+    shown = capsys.readouterr().out
+    assert "x2 bits)" in shown and "bits_by information" in shown
+    assert main([*arguments, "--weight-bits", "4", "--bits-by", "information"]) == 1
+    assert "need labels" in capsys.readouterr().err
+    np.save(files / "short.npy", np.arange(3))
+    assert main([*arguments, "--labels", str(files / "short.npy")]) == 1
+    assert "a class number for each of the 20 images" in capsys.readouterr().err
+
+
 def test_errors_are_explained(files, capsys):
     arguments = ["quantize", str(files / "net.dpr"), str(files / "x.npy"), "-o", str(files / "e.dpr")]
     assert main([*arguments, "--keep", "layer7"]) == 1

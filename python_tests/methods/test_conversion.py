@@ -10,10 +10,8 @@ from dynprune_rt.frontend.capture import capture
 from dynprune_rt.frontend.near_threshold import near_threshold
 from dynprune_rt.frontend.reference_values import reference_values
 from dynprune_rt.methods import Batches, Settings, accuracy, train
-from dynprune_rt.methods.discriminant import score_sites
 from dynprune_rt.methods.graph import trace
 from dynprune_rt.methods.latency import layer_rates
-from dynprune_rt.methods.precision import allocate_bits, apply_precision
 from python_tests.methods import real_data
 from python_tests.methods.networks import Residual, coloured, settle
 
@@ -86,21 +84,6 @@ def test_a_minute_of_training_recovers_a_pruned_resnet():
     before, after = accuracy(untrained, unseen), accuracy(result.model, unseen)
     assert before < 0.5
     assert after > 0.78
-
-
-@real_data.needs_data
-def test_intra_layer_precision_keeps_accuracy_at_a_fraction_of_the_size():
-    data, model = real_data.cifar10(), real_data.resnet20()
-    unseen = list(Batches(data.test.part(0, 1000), 250))
-    names = [site.conv for site in trace(model, real_data.EXAMPLE).sites]
-    scores = score_sites(model, names, real_data.calibration(), 10)
-    weights = {name: dict(model.named_modules())[name].weight for name in names}
-    found = allocate_bits(weights, scores, 6.0)
-    dense = accuracy(model, unseen)
-    apply_precision(model, found)
-    assert accuracy(model, unseen) > dense - 0.02
-    assert found.size < 0.22 * found.size_fp32
-    assert {2, 3, 4, 6, 8} >= set(torch.cat(list(found.bits.values())).tolist())
 
 
 def test_rates_of_layers_come_from_the_runtime():
