@@ -140,6 +140,7 @@ class PlanBuilder:
         in_channels: int,
         weights: np.ndarray,
         depthwise: bool,
+        groups: int,
         tap_offset: Sequence[int],
         tap_column: Sequence[int],
         scale: np.ndarray,
@@ -195,6 +196,7 @@ class PlanBuilder:
         in_channels: int,
         weights: np.ndarray,
         depthwise: bool,
+        groups: int,
         adds: bool,
         tap_offset: Sequence[int],
         tap_column: Sequence[int],
@@ -230,6 +232,10 @@ class PlanBuilder:
         list: int,
     ) -> None: ...
     def add_group_copy(self, name: str, *, in_map: int, out_map: int) -> None: ...
+    #: inputs: (map, list of its stored channels, channels of the model)
+    def add_group_cat(
+        self, name: str, *, per_word: int, inputs: Sequence[tuple[int, int, int]], out_map: int, list: int
+    ) -> None: ...
     def finish(self, arena_size: int) -> Plan: ...
 
 #: Per step: nanoseconds, MACs, live inputs, live outputs, kernel.

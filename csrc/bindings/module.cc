@@ -376,12 +376,12 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
   builder.def(
       "add_quantized_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
-         const ByteArray& weights, bool depthwise, std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column,
-         const FloatArray& scale, const FloatArray& bias, int32_t gate, int32_t shift, QuantizedType in_type,
-         QuantizedType out_type, QuantizedType residual_type, float residual_scale, float inner_low, float inner_high,
-         int32_t in_list, int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
-        const auto columns = depthwise ? 1 : in_channels;
-        if (weights.ndim() != 4 || weights.shape(1) != columns ||
+         const ByteArray& weights, bool depthwise, int32_t groups, std::vector<int32_t> tap_offset,
+         std::vector<int32_t> tap_column, const FloatArray& scale, const FloatArray& bias, int32_t gate, int32_t shift,
+         QuantizedType in_type, QuantizedType out_type, QuantizedType residual_type, float residual_scale,
+         float inner_low, float inner_high, int32_t in_list, int32_t out_list, int32_t pass_list,
+         int64_t macs_per_pair) {
+        if (groups < 1 || weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels / groups) ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
           throw std::invalid_argument("plan: weights [K,C,R,S] expected");
         QuantizedConvParams p;
@@ -390,6 +390,7 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         p.in_channels = in_channels;
         p.out_channels = static_cast<int32_t>(weights.shape(0));
         p.depthwise = depthwise;
+        p.groups = groups;
         p.tap_offset = std::move(tap_offset);
         p.tap_column = std::move(tap_column);
         p.weights = weights.data();
@@ -410,10 +411,10 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         b.add_quantized_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
-      py::arg("depthwise"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("scale"), py::arg("bias"),
-      py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"), py::arg("residual_type"),
-      py::arg("residual_scale"), py::arg("inner_low"), py::arg("inner_high"), py::arg("in_list"), py::arg("out_list"),
-      py::arg("pass_list"), py::arg("macs_per_pair"));
+      py::arg("depthwise"), py::arg("groups"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("scale"),
+      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"),
+      py::arg("residual_type"), py::arg("residual_scale"), py::arg("inner_low"), py::arg("inner_high"),
+      py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
   builder
       .def(
           "add_quantize",
@@ -460,7 +461,16 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
            py::arg("per_word"), py::arg("stride_h"), py::arg("stride_w"), py::arg("phase_stride"), py::arg("in_map"),
            py::arg("out_map"), py::arg("list"))
       .def("add_group_copy", &PyPlanBuilder::add_group_copy, py::arg("name"), py::kw_only(), py::arg("in_map"),
-           py::arg("out_map"));
+           py::arg("out_map"))
+      .def(
+          "add_group_cat",
+          [](PyPlanBuilder& b, const std::string& name, int32_t per_word,
+             const std::vector<std::array<int32_t, 3>>& inputs, int32_t out_map, int32_t list) {
+            std::vector<GroupCatStep::Input> parts;
+            for (const auto& [map, stored, channels] : inputs) parts.push_back({map, stored, channels});
+            b.add_group_cat(name, per_word, std::move(parts), out_map, list);
+          },
+          py::arg("name"), py::kw_only(), py::arg("per_word"), py::arg("inputs"), py::arg("out_map"), py::arg("list"));
 }
 
 // kernel, stride, padding (top, left, bottom, right), dilation
@@ -484,10 +494,10 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
   builder.def(
       "add_bf16_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
-         const HalfArray& weights, bool depthwise, bool adds, std::vector<int32_t> tap_offset,
+         const HalfArray& weights, bool depthwise, int32_t groups, bool adds, std::vector<int32_t> tap_offset,
          std::vector<int32_t> tap_column, int32_t bias, int32_t gate, int32_t shift, std::pair<float, float> inner,
          std::pair<float, float> outer, int32_t in_list, int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
-        if (weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels) ||
+        if (groups < 1 || weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels / groups) ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
           throw std::invalid_argument("plan: weights [K,C,R,S] expected");
         Bf16ConvParams p;
@@ -496,6 +506,7 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
         p.in_channels = in_channels;
         p.out_channels = static_cast<int32_t>(weights.shape(0));
         p.depthwise = depthwise;
+        p.groups = groups;
         p.adds = adds;
         p.tap_offset = std::move(tap_offset);
         p.tap_column = std::move(tap_column);
@@ -512,9 +523,9 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
         b.add_bf16_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
-      py::arg("depthwise"), py::arg("adds"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("bias"),
-      py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"),
-      py::arg("pass_list"), py::arg("macs_per_pair"));
+      py::arg("depthwise"), py::arg("groups"), py::arg("adds"), py::arg("tap_offset"), py::arg("tap_column"),
+      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"), py::arg("in_list"),
+      py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
   builder
       .def(
           "add_bf16_pack",

@@ -27,6 +27,8 @@ void PlanBuilder::add_bf16_conv(const std::string& name, Bf16ConvParams p) {
   }
   if (p.depthwise && (p.adds || p.in_channels != p.out_channels))
     fail(name + ": a depthwise bf16 convolution has equal channels and no residual");
+  if (p.groups < 1 || p.in_channels % p.groups || p.out_channels % p.groups || (p.depthwise && p.groups != 1))
+    fail(name + ": groups have to divide the channels");
   check_list(p.in_list, p.in_channels);
   check_list(p.out_list, p.out_channels);
   check_list(p.pass_list, p.out_channels, true);

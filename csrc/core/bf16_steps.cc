@@ -20,9 +20,10 @@ float* scratch_of(const Plan& plan, const Context& context, int rank) {
 Bf16ConvStep::Bf16ConvStep(const Plan& plan, Bf16ConvParams params)
     : p_(std::move(params)), tap_masks_(plan.shape_of(p_.out_map), p_.tap_column) {
   const auto taps = static_cast<int32_t>(p_.tap_offset.size());
-  const int32_t columns = p_.depthwise ? 1 : p_.in_channels;
-  shape_ = {columns, p_.out_channels, taps,    p_.tap_offset.data(), tap_masks_.data(), plan.shape_of(p_.out_map),
-            p_.adds, p_.inner,        p_.outer};
+  const int32_t columns = p_.depthwise ? 1 : p_.in_channels / p_.groups;
+  shape_ = {
+      p_.depthwise ? 1 : p_.in_channels, p_.out_channels, p_.groups, taps,    p_.tap_offset.data(), tap_masks_.data(),
+      plan.shape_of(p_.out_map),         p_.adds,         p_.inner,  p_.outer};
   const int32_t row_channels = cpu::bf16_row_channels(columns);
   const int64_t row_size = static_cast<int64_t>(taps) * row_channels;
   rows_.assign(static_cast<size_t>(p_.out_channels * row_size) + cpu::kRowOverread / sizeof(uint16_t), 0);
@@ -45,8 +46,8 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
   if (context.record) {
     context.record->live_in = in.count;
     context.record->live_out = out.count;
-    context.record->macs = p_.macs_per_pair * (static_cast<int64_t>(in.count) * out.count);
-    context.record->kernel = p_.depthwise ? "bf16 depthwise" : "bf16 direct";
+    context.record->macs = p_.macs_per_pair * live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups);
+    context.record->kernel = p_.depthwise ? "bf16 depthwise" : p_.groups > 1 ? "bf16 grouped" : "bf16 direct";
   }
   const cpu::Bf16Weights weights{rows_.data(), plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
                                  plan.flat_or_null(context, p_.shift)};
@@ -60,7 +61,7 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
                                first_entry_of(out, kBf16PerWord, p_.adds, rank + 1, size),
                                scratch_of(plan, context, rank));
     };
-    const int64_t words = planes_for(in.count, kBf16PerWord);
+    const int64_t words = planes_for(in.count / p_.groups, kBf16PerWord);
     if (words * out.count * shape_.taps * shape_.out.blocks < kSerialCycles)
       part(0, 1);
     else

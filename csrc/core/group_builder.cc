@@ -40,4 +40,24 @@ void PlanBuilder::add_group_copy(const std::string& name, int32_t in_map, int32_
   append(name, "copy", std::make_unique<GroupCopyStep>(in_map, out_map));
 }
 
+void PlanBuilder::add_group_cat(const std::string& name, int32_t per_word, std::vector<GroupCatStep::Input> inputs,
+                                int32_t out_map, int32_t list) {
+  if (per_word < 1 || 32 % per_word) fail(name + ": words do not divide into elements");
+  int32_t channels = 0;
+  for (const GroupCatStep::Input& input : inputs) {
+    check_group_map(input.map, input.channels, per_word);
+    check_list(input.list, input.channels);
+    channels += input.channels;
+  }
+  check_group_map(out_map, channels, per_word);
+  check_list(list, channels);
+  for (const GroupCatStep::Input& input : inputs)
+    if (plan_->shape_of(input.map).blocks != plan_->shape_of(out_map).blocks ||
+        plan_->shape_of(input.map).pitch != plan_->shape_of(out_map).pitch)
+      fail(name + ": maps side by side have one geometry");
+  auto step = std::make_unique<GroupCatStep>(per_word, std::move(inputs), out_map, list);
+  need_thread_scratch(step->scratch_bytes());
+  append(name, "cat", std::move(step));
+}
+
 }  // namespace dynprune

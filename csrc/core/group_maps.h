@@ -46,6 +46,9 @@ inline void record_list(Context& context, const LiveList& list) {
 // go to the word of their channel, not of their position.
 int32_t first_entry_of(const LiveList& out, int32_t per_word, bool adds, int rank, int size);
 
+// Pairs of a live input and a live output in the same group.
+int64_t live_pairs(const LiveList& in, const LiveList& out, int32_t in_channels, int32_t out_channels, int32_t groups);
+
 // Per tap and block, the positions from which the tap stays inside its row.
 class TapMasks {
  public:
@@ -86,6 +89,24 @@ class GroupCopyStep final : public Step {
 
  private:
   int32_t in_map_, out_map_;
+};
+
+// Maps side by side: a stored channel of the output comes from the input that has it; zeros where that does not store
+// it. Elements keep their bits.
+class GroupCatStep final : public Step {
+ public:
+  struct Input {
+    int32_t map, list, channels;
+  };
+  GroupCatStep(int32_t per_word, std::vector<Input> inputs, int32_t out_map, int32_t list)
+      : per_word_(per_word), inputs_(std::move(inputs)), out_map_(out_map), list_(list) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+  size_t scratch_bytes() const;
+
+ private:
+  int32_t per_word_;
+  std::vector<Input> inputs_;
+  int32_t out_map_, list_;
 };
 
 }  // namespace dynprune

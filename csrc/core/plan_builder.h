@@ -67,6 +67,8 @@ class PlanBuilder {
   void add_group_phase_split(const std::string& name, int32_t per_word, int32_t stride_h, int32_t stride_w,
                              int64_t phase_stride, int32_t in_map, int32_t out_map, int32_t list);
   void add_group_copy(const std::string& name, int32_t in_map, int32_t out_map);
+  void add_group_cat(const std::string& name, int32_t per_word, std::vector<GroupCatStep::Input> inputs,
+                     int32_t out_map, int32_t list);
 
   // Scratch of a convolution's transformed input, in floats; 0 when this ISA has no such kernel.
   int64_t winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape,

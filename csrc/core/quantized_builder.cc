@@ -39,6 +39,8 @@ void PlanBuilder::add_quantized_conv(const std::string& name, QuantizedConvParam
     fail(name + ": an upper bound and a residual exclude one another");
   if (p.depthwise && (p.residual_scale != 0.0f || p.in_channels != p.out_channels))
     fail(name + ": a depthwise int8 convolution has equal channels and no residual");
+  if (p.groups < 1 || p.in_channels % p.groups || p.out_channels % p.groups || (p.depthwise && p.groups != 1))
+    fail(name + ": groups have to divide the channels");
   check_list(p.in_list, p.in_channels);
   check_list(p.out_list, p.out_channels);
   check_list(p.pass_list, p.out_channels, true);

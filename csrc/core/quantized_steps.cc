@@ -15,11 +15,21 @@ constexpr int64_t kSerialCycles = 12000;
 QuantizedConvStep::QuantizedConvStep(const Plan& plan, QuantizedConvParams params)
     : p_(std::move(params)), tap_masks_(plan.shape_of(p_.out_map), p_.tap_column) {
   const auto taps = static_cast<int32_t>(p_.tap_offset.size());
-  const int32_t columns = p_.depthwise ? 1 : p_.in_channels;
+  const int32_t columns = p_.depthwise ? 1 : p_.in_channels / p_.groups;
   const cpu::PlaneShape& out = plan.shape_of(p_.out_map);
-  shape_ = {columns,      p_.out_channels, taps,        p_.tap_offset.data(), tap_masks_.data(),
-            out,          p_.in_type,      p_.out_type, p_.residual_type,     p_.residual_scale,
-            p_.inner_low, p_.inner_high};
+  shape_ = {p_.depthwise ? 1 : p_.in_channels,
+            p_.out_channels,
+            p_.groups,
+            taps,
+            p_.tap_offset.data(),
+            tap_masks_.data(),
+            out,
+            p_.in_type,
+            p_.out_type,
+            p_.residual_type,
+            p_.residual_scale,
+            p_.inner_low,
+            p_.inner_high};
   const int32_t row_channels = cpu::quantized_row_channels(columns);
   const int64_t row_bytes = static_cast<int64_t>(taps) * row_channels;
   rows_.assign(static_cast<size_t>(p_.out_channels * row_bytes + cpu::kRowOverread), 0);
@@ -41,12 +51,12 @@ size_t QuantizedConvStep::scratch_bytes(const Plan& plan) const {
 void QuantizedConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& in = context.lists[p_.in_list];
   const LiveList& out = context.lists[p_.out_list];
-  const int64_t pairs = p_.depthwise ? out.count : static_cast<int64_t>(in.count) * out.count;
   if (context.record) {
     context.record->live_in = in.count;
     context.record->live_out = out.count;
-    context.record->macs = p_.macs_per_pair * pairs;
-    context.record->kernel = p_.depthwise ? "int8 depthwise" : "int8 direct";
+    context.record->macs =
+        p_.macs_per_pair * (p_.depthwise ? out.count : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups));
+    context.record->kernel = p_.depthwise ? "int8 depthwise" : p_.groups > 1 ? "int8 grouped" : "int8 direct";
   }
   const cpu::QuantizedWeights weights{rows_.data(), row_sum_.data(), p_.scale.data(), p_.bias.data()};
   const cpu::QuantizedConvCall call{group_planes(plan, context, p_.in_map),
@@ -68,7 +78,7 @@ void QuantizedConvStep::run(const Plan& plan, Context& context, ThreadTeam& team
                                     context.thread_scratch + rank * plan.thread_scratch_size);
     }
   };
-  const int64_t words_in = p_.depthwise ? 1 : planes_for(in.count, kChannelsPerWord);
+  const int64_t words_in = p_.depthwise ? 1 : planes_for(in.count / p_.groups, kChannelsPerWord);
   const int64_t cycles = words_in * out.count * shape_.taps * shape_.out.blocks;
   if (cycles < kSerialCycles)
     part(0, 1);

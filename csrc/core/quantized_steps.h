@@ -14,6 +14,7 @@ struct QuantizedConvParams {
   int32_t in_map = -1, out_map = -1;  // with a residual, out_map holds it before the step
   int32_t in_channels = 0, out_channels = 0;
   bool depthwise = false;
+  int32_t groups = 1;                           // of a convolution that is not depthwise
   std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
   const int8_t* weights = nullptr;              // [K][C/groups][taps], read by the constructor only
   std::vector<float> scale, bias;               // [K]

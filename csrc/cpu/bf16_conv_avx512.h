@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include "cpu/bf16_vector.h"
+#include "cpu/grouped_rows.h"
 #include "cpu/row_compaction.h"
 
 namespace dynprune::cpu {
@@ -186,10 +187,14 @@ struct Scratch {
     sums = reinterpret_cast<__m512*>(at);
     at += sizeof(__m512) * kTileRows * kMaxVectors;
     table = at;
-    at += RowCompaction<int16_t>::table_bytes(bf16_row_channels(shape.in_channels));
+    at += table_bytes(shape);
     columns = reinterpret_cast<uint32_t*>(at);
     at += sizeof(uint32_t) * static_cast<size_t>(column_words(shape));
     rows = reinterpret_cast<uint16_t*>(at);
+  }
+  static size_t table_bytes(const Bf16ConvShape& shape) {
+    const auto groups = static_cast<size_t>(GroupPositions::table_bytes(shape.groups) + 63) / 64 * 64;
+    return shape.groups > 1 ? groups : RowCompaction<int16_t>::table_bytes(bf16_row_channels(shape.in_channels));
   }
   // Elements; RowCompaction writes past the end.
   static int64_t row_capacity(const Bf16ConvShape& shape) {
@@ -206,8 +211,7 @@ struct Scratch {
 };
 
 size_t bf16_conv_scratch(const Bf16ConvShape& shape) {
-  return sizeof(__m512) * kTileRows * kMaxVectors +
-         RowCompaction<int16_t>::table_bytes(bf16_row_channels(shape.in_channels)) +
+  return sizeof(__m512) * kTileRows * kMaxVectors + Scratch::table_bytes(shape) +
          sizeof(uint32_t) * static_cast<size_t>(Scratch::column_words(shape)) +
          sizeof(uint16_t) * static_cast<size_t>(kTileRows * Scratch::row_capacity(shape));
 }
@@ -220,6 +224,56 @@ bool is_every_channel(const Bf16ConvCall& call, int32_t channels) {
   return true;
 }
 
+// Computes the sums of a block and stores them; `blocks` of positions, the leftover excluded.
+void run_tiles(const ConvJob& job, const RowBlock& block, int32_t blocks) {
+  const int32_t most = max_vectors(block.rows);
+  const int32_t parts = (blocks + most - 1) / most;
+  for (int32_t part = 0; part < parts; ++part) {
+    const auto begin = static_cast<int64_t>(blocks) * part / parts;
+    const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
+    const auto vectors = static_cast<int>(end - begin);
+    kSumTile[block.rows - 1][vectors - 1](job, block, begin * kBlock);
+    (job.shape.adds ? add_tile : write_tile)(job, block, begin * kBlock, vectors);
+  }
+}
+
+// Every block reads the words of its own groups. Where a block lies in one group, whose inputs are all live and fill
+// their words, rows are read as they are.
+void grouped_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf16ConvCall& call, ConvJob job,
+                  int32_t first, int32_t last, Scratch& scratch) {
+  const int32_t group_inputs = shape.in_channels / shape.groups, group_outputs = shape.out_channels / shape.groups;
+  const int32_t row_channels = bf16_row_channels(group_inputs);
+  const int64_t row_size = static_cast<int64_t>(shape.taps) * row_channels;
+  const bool aligned = is_every_channel(call, shape.in_channels) && row_channels == group_inputs;
+  const GroupPositions groups(shape.groups, group_inputs, call.in_channel, call.n_in, scratch.table);
+  const int64_t capacity = Scratch::row_capacity(shape);
+  for (int32_t entry = first; entry < last; entry += kTileRows) {
+    RowBlock block;
+    block.rows = last - entry < kTileRows ? last - entry : kTileRows;
+    int32_t low = shape.groups, high = 0;
+    for (int32_t k = 0; k < block.rows; ++k) {
+      const int32_t g = call.out_channel[entry + k] / group_outputs;
+      if (g < low) low = g;
+      if (g > high) high = g;
+    }
+    const GroupPositions::Window window = groups.window(low, high, kBf16PerWord);
+    for (int32_t k = 0; k < block.rows; ++k) {
+      const int32_t channel = call.out_channel[entry + k];
+      const uint16_t* row = weights.rows + channel * row_size;
+      block.channel[k] = shape.adds ? channel : entry + k;
+      block.terms[k] = bf16_channel(weights, channel);
+      block.weight[k] = row;
+      if (aligned && low == high) continue;
+      uint16_t* out = scratch.rows + k * capacity;
+      groups.spread(row, row_channels, shape.taps, channel / group_outputs, window, kBf16PerWord, out);
+      block.weight[k] = out;
+    }
+    job.input.data = call.input.data + window.first * call.input.stride;
+    job.words = window.words;
+    run_tiles(job, block, shape.out.blocks);
+  }
+}
+
 void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf16ConvCall& call, int32_t first,
                int32_t last, void* memory) {
   if (first >= last) return;
@@ -227,9 +281,6 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
   const int64_t row_size = static_cast<int64_t>(shape.taps) * row_channels;
   const bool compact = !is_every_channel(call, shape.in_channels);
   Scratch scratch(shape, memory);
-  RowCompaction<int16_t> compaction;
-  if (compact)
-    compaction.plan(row_channels, bf16_row_channels(call.n_in), shape.taps, call.in_channel, call.n_in, scratch.table);
   ConvJob job{shape,
               call.input,
               call.output,
@@ -237,6 +288,10 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
               !weights.gate && !weights.shift && !shape.adds,
               {clamp_float(shape.inner.lo, shape.outer), clamp_float(shape.inner.hi, shape.outer)},
               scratch.sums};
+  if (shape.groups > 1) return grouped_conv(shape, weights, call, job, first, last, scratch);
+  RowCompaction<int16_t> compaction;
+  if (compact)
+    compaction.plan(row_channels, bf16_row_channels(call.n_in), shape.taps, call.in_channel, call.n_in, scratch.table);
   const int64_t capacity = Scratch::row_capacity(shape);
   const int32_t blocks = shape.out.blocks - (bf16_leftover(shape) ? 1 : 0);
   const Leftover leftover{bf16_leftover(shape), int64_t{blocks} * kBlock, (job.words + kBlock - 1) / kBlock,
@@ -256,15 +311,7 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
       compaction.run(reinterpret_cast<const int16_t*>(row), reinterpret_cast<int16_t*>(out));
       block.weight[k] = out;
     }
-    const int32_t most = max_vectors(block.rows);
-    const int32_t parts = (blocks + most - 1) / most;
-    for (int32_t part = 0; part < parts; ++part) {
-      const auto begin = static_cast<int64_t>(blocks) * part / parts;
-      const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
-      const auto vectors = static_cast<int>(end - begin);
-      kSumTile[block.rows - 1][vectors - 1](job, block, begin * kBlock);
-      (shape.adds ? add_tile : write_tile)(job, block, begin * kBlock, vectors);
-    }
+    run_tiles(job, block, blocks);
     if (leftover.positions) {
       kSumLeftover[block.rows - 1](job, block, leftover);
       (shape.adds ? add_tile : write_tile)(job, block, leftover.first, 1);

@@ -9,19 +9,26 @@ namespace {
 
 size_t bf16_conv_scratch(const Bf16ConvShape&) { return 0; }
 
-// Sums of one block of positions for one output channel.
-void bf16_sum_block(const Bf16ConvShape& shape, const uint16_t* row, const Bf16ConvCall& call, int64_t block,
-                    float* sums) {
+// Entry `at` of the list of inputs in a tap of a row, which has `channels` inputs from `low` on: its weight, or 0.
+float bf16_weight(const uint16_t* tap, int32_t low, int32_t channels, const Bf16ConvCall& call, int32_t at) {
+  const int32_t c = at < call.n_in ? call.in_channel[at] - low : -1;
+  return c >= 0 && c < channels ? float_of_bits(static_cast<uint32_t>(tap[c]) << 16) : 0.0f;
+}
+
+// Sums of one block of positions for one output channel, over the inputs from `low` on that its row has.
+void bf16_sum_block(const Bf16ConvShape& shape, const uint16_t* row, int32_t low_channel, const Bf16ConvCall& call,
+                    int64_t block, float* sums) {
   for (int i = 0; i < kBlock; ++i) sums[i] = 0.0f;
-  const int32_t row_channels = bf16_row_channels(shape.in_channels);
+  const int32_t group_inputs = shape.in_channels / shape.groups;
+  const int32_t row_channels = bf16_row_channels(group_inputs);
   for (int32_t t = 0; t < shape.taps; ++t) {
     const uint32_t mask = shape.tap_mask[t][block];
     for (int32_t at = 0; at < call.n_in; at += kBf16PerWord) {
       const uint32_t* plane = call.input.data + (at / kBf16PerWord) * call.input.stride + block * kBlock;
       const uint16_t* tap = row + t * row_channels;
-      const float low = float_of_bits(static_cast<uint32_t>(tap[call.in_channel[at]]) << 16);
-      const float high =
-          at + 1 < call.n_in ? float_of_bits(static_cast<uint32_t>(tap[call.in_channel[at + 1]]) << 16) : 0.0f;
+      const float low = bf16_weight(tap, low_channel, group_inputs, call, at);
+      const float high = bf16_weight(tap, low_channel, group_inputs, call, at + 1);
+      if (shape.groups > 1 && low == 0.0f && high == 0.0f) continue;  // sums are never -0: they keep their bits
       uint32_t x[kBlock];
       for (int i = 0; i < kBlock; ++i) x[i] = plane[shape.tap_offset[t] + i] & -(mask >> i & 1u);
       for (int i = 0; i < kBlock; ++i) sums[i] = sums[i] + high_half(x[i]) * high;
@@ -54,7 +61,8 @@ float bf16_sum_leftover(const Bf16ConvShape& shape, const uint16_t* row, const B
 
 void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf16ConvCall& call, int32_t first,
                int32_t last, void*) {
-  const int64_t row_size = static_cast<int64_t>(shape.taps) * bf16_row_channels(shape.in_channels);
+  const int32_t group_inputs = shape.in_channels / shape.groups, group_outputs = shape.out_channels / shape.groups;
+  const int64_t row_size = static_cast<int64_t>(shape.taps) * bf16_row_channels(group_inputs);
   const int32_t leftover = bf16_leftover(shape);
   for (int32_t entry = first; entry < last; ++entry) {
     const int32_t channel = call.out_channel[entry];
@@ -68,7 +76,7 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
       if (block + 1 == shape.out.blocks && leftover) {
         for (int32_t l = 0; l < leftover; ++l) sums[l] = bf16_sum_leftover(shape, row, call, block * kBlock + l);
       } else {
-        bf16_sum_block(shape, row, call, block, sums);
+        bf16_sum_block(shape, row, channel / group_outputs * group_inputs, call, block, sums);
       }
       for (int i = 0; i < kBlock; ++i) {
         if (!(shape.out.store_mask[block] >> i & 1)) continue;

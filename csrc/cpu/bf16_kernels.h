@@ -28,6 +28,7 @@ constexpr int kBf16PerWord = 2;
 
 struct Bf16ConvShape {
   int32_t in_channels, out_channels;  // of the model
+  int32_t groups;                     // output k reads the inputs of group k / (out_channels / groups)
   int32_t taps;
   const int32_t* tap_offset;        // [taps] words, as in DirectShape
   const uint16_t* const* tap_mask;  // [taps][out.blocks]: a position whose bit is clear reads zero for this tap
@@ -36,7 +37,7 @@ struct Bf16ConvShape {
   Clamp inner, outer;
 };
 
-// Elements of one tap of a row of weights: whole words.
+// Elements of one tap of a row of weights: the inputs of a group, in whole words.
 static constexpr int32_t bf16_row_channels(int32_t in_channels) {
   return (in_channels + kBf16PerWord - 1) / kBf16PerWord * kBf16PerWord;
 }
@@ -46,12 +47,14 @@ static constexpr int32_t bf16_row_channels(int32_t in_channels) {
 // Decided by the shape alone, since the order of additions depends on it.
 static constexpr int32_t bf16_leftover(const Bf16ConvShape& shape) {
   const int32_t positions = (shape.out.height - 1) * shape.out.pitch + shape.out.width;
-  return shape.in_channels >= 64 && positions > kBlock && positions % kBlock <= 4 ? positions % kBlock : 0;
+  return shape.groups == 1 && shape.in_channels >= 64 && positions > kBlock && positions % kBlock <= 4
+             ? positions % kBlock
+             : 0;
 }
 
 // Per output channel; null = absent. The epilogue is that of the float convolution (kernels.h: Epilogue).
 struct Bf16Weights {
-  const uint16_t* rows;  // [out_channels][taps][bf16_row_channels], then kRowOverread bytes
+  const uint16_t* rows;  // [out_channels][taps][bf16_row_channels(inputs of a group)], then kRowOverread bytes
   const float* bias;
   const float* gate;
   const float* shift;

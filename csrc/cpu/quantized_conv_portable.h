@@ -9,16 +9,19 @@ namespace {
 
 size_t quantized_conv_scratch(const QuantizedConvShape&) { return 0; }
 
-// sums[16] of one block of positions for one output channel.
-void sum_block(const QuantizedConvShape& shape, const int8_t* row, const QuantizedConvCall& call, int64_t block,
-               int32_t* sums) {
+// sums[16] of one block of positions for one output channel, over the inputs from `low` on that its row has.
+void sum_block(const QuantizedConvShape& shape, const int8_t* row, int32_t low, const QuantizedConvCall& call,
+               int64_t block, int32_t* sums) {
   for (int i = 0; i < kBlock; ++i) sums[i] = 0;
-  const int32_t row_channels = quantized_row_channels(shape.in_channels);
+  const int32_t group_inputs = shape.in_channels / shape.groups;
+  const int32_t row_channels = quantized_row_channels(group_inputs);
   for (int32_t at = 0; at < call.n_in; ++at) {
+    const int32_t c = call.in_channel[at] - low;
+    if (c < 0 || c >= group_inputs) continue;
     const uint32_t* plane = call.input.data + (at / kChannelsPerWord) * call.input.stride + block * kBlock;
     const int32_t shift = 8 * (at % kChannelsPerWord);
     for (int32_t t = 0; t < shape.taps; ++t) {
-      const int32_t weight = row[t * row_channels + call.in_channel[at]];
+      const int32_t weight = row[t * row_channels + c];
       const uint32_t mask = shape.tap_mask[t][block];
       uint32_t x[kBlock];
       for (int i = 0; i < kBlock; ++i) x[i] = plane[shape.tap_offset[t] + i] & -(mask >> i & 1u);
@@ -34,7 +37,8 @@ void sum_block(const QuantizedConvShape& shape, const int8_t* row, const Quantiz
 void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& weights, const QuantizedConvCall& call,
                     int32_t first, int32_t last, void*) {
   const bool adds = shape.residual_scale != 0.0f;
-  const int64_t row_bytes = static_cast<int64_t>(shape.taps) * quantized_row_channels(shape.in_channels);
+  const int32_t group_inputs = shape.in_channels / shape.groups, group_outputs = shape.out_channels / shape.groups;
+  const int64_t row_bytes = static_cast<int64_t>(shape.taps) * quantized_row_channels(group_inputs);
   for (int32_t entry = first; entry < last; ++entry) {
     const int32_t channel = call.out_channel[entry];
     const int32_t at = adds ? channel : entry;
@@ -43,7 +47,7 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
     const ChannelScale c = channel_scale(shape, weights, call, channel);
     for (int64_t block = 0; block < shape.out.blocks; ++block) {
       int32_t sums[kBlock];
-      sum_block(shape, weights.rows + channel * row_bytes, call, block, sums);
+      sum_block(shape, weights.rows + channel * row_bytes, channel / group_outputs * group_inputs, call, block, sums);
       for (int i = 0; i < kBlock; ++i) {
         if (!(shape.out.store_mask[block] >> i & 1)) continue;
         uint32_t& word = plane[block * kBlock + i];

@@ -10,6 +10,7 @@
 
 #include <immintrin.h>
 
+#include "cpu/grouped_rows.h"
 #include "cpu/quantized_scalar.h"
 #include "cpu/quantized_vector.h"
 #include "cpu/row_compaction.h"
@@ -242,10 +243,14 @@ struct Scratch {
     slots = reinterpret_cast<__m512i*>(at);
     at += sizeof(__m512i) * kTileRows * 4 * kMaxVectors;
     table = at;
-    at += RowCompaction<int8_t>::table_bytes(quantized_row_channels(shape.in_channels));
+    at += table_bytes(shape);
     columns = at;
     at += kMaxLeftover * row_capacity(shape);
     rows = at;
+  }
+  static size_t table_bytes(const QuantizedConvShape& shape) {
+    const auto groups = static_cast<size_t>(GroupPositions::table_bytes(shape.groups) + 63) / 64 * 64;
+    return shape.groups > 1 ? groups : RowCompaction<int8_t>::table_bytes(quantized_row_channels(shape.in_channels));
   }
   static int64_t row_capacity(const QuantizedConvShape& shape) {
     const int64_t row = static_cast<int64_t>(shape.taps) * quantized_row_channels(shape.in_channels);
@@ -258,8 +263,7 @@ struct Scratch {
 };
 
 size_t quantized_conv_scratch(const QuantizedConvShape& shape) {
-  const int32_t channels = quantized_row_channels(shape.in_channels);
-  return sizeof(__m512i) * kTileRows * 4 * kMaxVectors + RowCompaction<int8_t>::table_bytes(channels) +
+  return sizeof(__m512i) * kTileRows * 4 * kMaxVectors + Scratch::table_bytes(shape) +
          static_cast<size_t>((kMaxLeftover + kTileRows) * Scratch::row_capacity(shape));
 }
 
@@ -291,9 +295,68 @@ void place_outputs(const QuantizedConvShape& shape, const QuantizedWeights& weig
   }
 }
 
+// Computes the sums of a block and stores them; `blocks` of positions, the leftover excluded.
+void run_tiles(const ConvJob& job, const RowBlock& block, int32_t blocks) {
+  const bool adds = job.shape.residual_scale != 0.0f;
+  const bool is_signed = job.shape.in_type == QuantizedType::kS8;
+  if (adds)
+    for (int32_t i = 0; i < block.targets * 4 * kMaxVectors; ++i) job.slots[i] = _mm512_setzero_si512();
+  const TileFn* tiles = adds ? kAddTile[is_signed][block.rows - 1] : kWriteTile[is_signed][block.rows / 4 - 1];
+  const int32_t most = max_vectors(block.rows);
+  const int32_t parts = (blocks + most - 1) / most;
+  for (int32_t part = 0; part < parts; ++part) {
+    const auto begin = static_cast<int64_t>(blocks) * part / parts;
+    const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
+    tiles[end - begin - 1](job, block, begin * kBlock);
+  }
+}
+
+// Every block reads the words of its own groups. Where a block lies in one group, whose inputs are all live and fill
+// their words, rows are read as they are.
+void grouped_conv(const QuantizedConvShape& shape, const QuantizedWeights& weights, const QuantizedConvCall& call,
+                  int32_t first, int32_t last, void* memory) {
+  const bool is_signed = shape.in_type == QuantizedType::kS8;
+  const int32_t group_inputs = shape.in_channels / shape.groups, group_outputs = shape.out_channels / shape.groups;
+  const int32_t row_channels = quantized_row_channels(group_inputs);
+  const int64_t row_bytes = static_cast<int64_t>(shape.taps) * row_channels;
+  const bool aligned = call.n_in == shape.in_channels && row_channels == group_inputs;
+  Scratch scratch(shape, memory);
+  const GroupPositions groups(shape.groups, group_inputs, call.in_channel, call.n_in, scratch.table);
+  const int64_t capacity = Scratch::row_capacity(shape);
+  for (int32_t entry = first; entry < last; entry += kTileRows) {
+    const int32_t count = last - entry < kTileRows ? last - entry : kTileRows;
+    RowBlock block;
+    place_outputs(shape, weights, call, entry, count, block);
+    const int32_t low = call.out_channel[entry] / group_outputs;
+    const int32_t high = call.out_channel[entry + count - 1] / group_outputs;
+    const GroupPositions::Window window = groups.window(low, high, kChannelsPerWord);
+    for (int32_t k = 0; k < block.rows; ++k) {
+      const int32_t channel = call.out_channel[entry + (k < count ? k : count - 1)];
+      const int8_t* row = weights.rows + channel * row_bytes;
+      if (aligned && low == high) {
+        block.weight[k] = reinterpret_cast<const uint8_t*>(row);
+        block.start[k] = -128 * weights.row_sum[channel];
+      } else if (k < count) {
+        uint8_t* out = scratch.rows + k * capacity;
+        const int32_t size = shape.taps * window.words * kChannelsPerWord;
+        groups.spread(row, row_channels, shape.taps, channel / group_outputs, window, kChannelsPerWord,
+                      reinterpret_cast<int8_t*>(out));
+        block.weight[k] = out;
+        block.start[k] = is_signed ? -128 * sum_of_row(out, size) : 0;
+      } else {
+        block.weight[k] = block.weight[k - 1];
+        block.start[k] = block.start[k - 1];
+      }
+    }
+    const uint32_t* input = call.input.data + window.first * call.input.stride;
+    run_tiles({shape, input, call.input.stride, window.words, scratch.slots}, block, shape.out.blocks);
+  }
+}
+
 void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& weights, const QuantizedConvCall& call,
                     int32_t first, int32_t last, void* memory) {
   if (first >= last) return;
+  if (shape.groups > 1) return grouped_conv(shape, weights, call, first, last, memory);
   const bool adds = shape.residual_scale != 0.0f;
   const bool is_signed = shape.in_type == QuantizedType::kS8;
   const int32_t row_channels = quantized_row_channels(shape.in_channels);
@@ -333,16 +396,7 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
         block.start[k] = block.start[from];
       }
     }
-    if (adds)
-      for (int32_t i = 0; i < block.targets * 4 * kMaxVectors; ++i) scratch.slots[i] = _mm512_setzero_si512();
-    const TileFn* tiles = adds ? kAddTile[is_signed][block.rows - 1] : kWriteTile[is_signed][block.rows / 4 - 1];
-    const int32_t most = max_vectors(block.rows);
-    const int32_t parts = (blocks + most - 1) / most;
-    for (int32_t part = 0; part < parts; ++part) {
-      const auto begin = static_cast<int64_t>(blocks) * part / parts;
-      const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
-      tiles[end - begin - 1](job, block, begin * kBlock);
-    }
+    run_tiles(job, block, blocks);
     if (leftover.positions)
       (adds ? kAddLeftover[block.rows - 1] : kWriteLeftover[block.rows / 4 - 1])(job, block, leftover);
   }

@@ -23,6 +23,7 @@ enum class QuantizedType : int32_t { kU8, kS8 };
 
 struct QuantizedConvShape {
   int32_t in_channels, out_channels;  // of the model
+  int32_t groups;                     // output k reads the inputs of group k / (out_channels / groups)
   int32_t taps;
   const int32_t* tap_offset;        // [taps] words, as in DirectShape
   const uint16_t* const* tap_mask;  // [taps][out.blocks]: a position whose bit is clear reads zero for this tap
@@ -36,13 +37,13 @@ struct QuantizedConvShape {
   float inner_high;  // upper bound of the sum, which the gate scales too; inf with a residual or a shift
 };
 
-// Bytes of one row of weights: [taps][in_channels rounded up to whole words].
+// Bytes of one tap of a row of weights: the inputs of a group rounded up to whole words.
 static constexpr int32_t quantized_row_channels(int32_t in_channels) {
   return (in_channels + kChannelsPerWord - 1) / kChannelsPerWord * kChannelsPerWord;
 }
 // Per output channel. sum is that of a row's weights (for s8 inputs).
 struct QuantizedWeights {
-  const int8_t* rows;  // [out_channels][taps][quantized_row_channels], then kRowOverread bytes
+  const int8_t* rows;  // [out_channels][taps][quantized_row_channels(inputs of a group)], then kRowOverread bytes
   const int32_t* row_sum;
   const float* scale;
   const float* bias;

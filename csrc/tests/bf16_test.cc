@@ -164,12 +164,15 @@ struct ConvCase {
   bool adds, gate, shift, depthwise;
   bool live_first;  // all input channels, the live ones first: a run without skipping
   Clamp inner, outer;
+  int32_t groups = 1;
 
+  int32_t row_inputs() const { return depthwise ? 1 : in_channels / groups; }
+  int32_t first_input(int32_t k) const { return depthwise ? k : k / (out_channels / groups) * row_inputs(); }
   std::string name(const std::string& isa) const {
     char text[200];
-    std::snprintf(text, sizeof text, "%s %d/%d>%d/%d %dx%d k%d adds %d gate %d shift %d dw %d live first %d",
+    std::snprintf(text, sizeof text, "%s %d/%d>%d/%d %dx%d k%d adds %d gate %d shift %d dw %d live first %d groups %d",
                   isa.c_str(), live_in, in_channels, live_out, out_channels, height, width, kernel, adds, gate, shift,
-                  depthwise, live_first);
+                  depthwise, live_first, groups);
     return text;
   }
 };
@@ -183,7 +186,7 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
   const Geometry geometry(c.height, c.width, c.width + (seed % 2 ? std::max(reach, 1) : 0));
   const int64_t guard = reach * geometry.shape().pitch + reach;
   const Taps taps(geometry, c.kernel);
-  const int32_t columns = c.depthwise ? 1 : c.in_channels, row_channels = bf16_row_channels(columns);
+  const int32_t columns = c.row_inputs(), row_channels = bf16_row_channels(columns);
   std::vector<uint16_t> rows(static_cast<size_t>(c.out_channels * taps_count * row_channels) + kRowOverread / 2, 0);
   const auto weight = [&](int32_t k, int32_t t, int32_t i) -> uint16_t& {
     return rows[static_cast<size_t>((k * taps_count + t) * row_channels + i)];
@@ -221,9 +224,16 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
     out.fill_words(kPoison);
   }
 
-  const Bf16ConvShape shape{
-      columns, c.out_channels, taps_count, taps.offset.data(), taps.table.data(), geometry.shape(),
-      c.adds,  c.inner,        c.outer};
+  const Bf16ConvShape shape{c.depthwise ? 1 : c.in_channels,
+                            c.out_channels,
+                            c.groups,
+                            taps_count,
+                            taps.offset.data(),
+                            taps.table.data(),
+                            geometry.shape(),
+                            c.adds,
+                            c.inner,
+                            c.outer};
   const Bf16Weights weights{rows.data(), bias.data(), c.gate ? gate.data() : nullptr, c.shift ? shift.data() : nullptr};
   const Bf16ConvCall call{in.planes(), live_in.data(), n_in, out.planes(), live_out.data(), n_out};
   if (c.depthwise) {
@@ -256,8 +266,9 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
         for (int32_t a = 1; a >= 0; --a) {  // the high half first
           if (i + a >= n_in) continue;
           const int32_t channel = live_in[static_cast<size_t>(i + a)];
-          if (c.depthwise && channel != k) continue;
-          volatile float product = wide(in.at(channel, yy, xx)) * wide(weight(k, t, c.depthwise ? 0 : channel));
+          const int32_t column = channel - c.first_input(k);
+          if (column < 0 || column >= c.row_inputs()) continue;
+          volatile float product = wide(in.at(channel, yy, xx)) * wide(weight(k, t, column));
           const int32_t lane = i / 2 % lanes;
           sum[lane] = sum[lane] + product;
         }
@@ -322,6 +333,20 @@ void test_convolutions(const Kernels& kernels) {
         c.shift = true;
         test_conv(kernels, c, seed++);
       }
+  const int32_t grouped[][5] = {
+      // groups, live in, in, live out, out
+      {2, 8, 8, 8, 8},     {2, 5, 8, 6, 8},     {8, 32, 32, 32, 32}, {8, 19, 32, 13, 32}, {4, 96, 96, 32, 32},
+      {4, 33, 96, 17, 32}, {3, 15, 15, 21, 21}, {3, 7, 15, 11, 21},  {5, 1, 10, 20, 20},  {4, 0, 16, 9, 16},
+  };
+  for (const auto& n : grouped)
+    for (const auto& size : sizes) {
+      ConvCase c{n[1], n[2], n[3], n[4], size[0], size[1], 3, false, true, false, false, false, kUnbounded, relu, n[0]};
+      test_conv(kernels, c, seed++);
+      c.live_first = true;
+      test_conv(kernels, c, seed++);
+      c.adds = true;
+      test_conv(kernels, c, seed++);
+    }
   test_conv(kernels, {3, 3, 10, 10, 12, 17, 7, false, false, false, false, false, kUnbounded, relu}, seed++);
   for (int32_t n : {1, 4, 7, 18})
     for (const auto& size : sizes) {

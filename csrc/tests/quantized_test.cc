@@ -157,21 +157,24 @@ struct ConvCase {
   float residual_scale, inner_low, inner_high;
   int32_t live_in, live_out;
   bool gate, shift, depthwise;
+  int32_t groups = 1;
 
+  int32_t row_inputs() const { return depthwise ? 1 : in_channels / groups; }
+  int32_t first_input(int32_t k) const { return depthwise ? k : k / (out_channels / groups) * row_inputs(); }
   std::string name(const std::string& isa) const {
     char text[200];
     std::snprintf(text, sizeof text,
-                  "%s %d/%d>%d/%d %dx%d k%d in %d out %d residual %d x %g low %g gate %d shift %d dw %d", isa.c_str(),
-                  live_in, in_channels, live_out, out_channels, height, width, kernel, static_cast<int>(in_type),
-                  static_cast<int>(out_type), static_cast<int>(residual_type), static_cast<double>(residual_scale),
-                  static_cast<double>(inner_low), gate, shift, depthwise);
+                  "%s %d/%d>%d/%d %dx%d k%d in %d out %d residual %d x %g low %g gate %d shift %d dw %d groups %d",
+                  isa.c_str(), live_in, in_channels, live_out, out_channels, height, width, kernel,
+                  static_cast<int>(in_type), static_cast<int>(out_type), static_cast<int>(residual_type),
+                  static_cast<double>(residual_scale), static_cast<double>(inner_low), gate, shift, depthwise, groups);
     return text;
   }
 };
 
 struct Model {
-  Model(const ConvCase& c, Random& random) : row_channels(quantized_row_channels(c.depthwise ? 1 : c.in_channels)) {
-    const int32_t taps = c.kernel * c.kernel, columns = c.depthwise ? 1 : c.in_channels;
+  Model(const ConvCase& c, Random& random) : row_channels(quantized_row_channels(c.row_inputs())) {
+    const int32_t taps = c.kernel * c.kernel, columns = c.row_inputs();
     rows.assign(static_cast<size_t>(c.out_channels) * taps * row_channels + kRowOverread, 0);
     for (int32_t k = 0; k < c.out_channels; ++k) {
       int32_t total = 0;
@@ -202,11 +205,12 @@ int expected(const ConvCase& c, const Model& m, QuantizedMap& in, const std::vec
              int32_t y, int32_t x, int residual) {
   int64_t sum = 0;
   for (int32_t i : live_in) {
-    if (c.depthwise && i != k) continue;
+    const int32_t column = i - c.first_input(k);
+    if (column < 0 || column >= c.row_inputs()) continue;
     for (int32_t t = 0; t < c.kernel * c.kernel; ++t) {
       const int32_t yy = y + t / c.kernel - c.kernel / 2, xx = x + t % c.kernel - c.kernel / 2;
       if (yy < 0 || yy >= c.height || xx < 0 || xx >= c.width) continue;
-      sum += int64_t{in.at(i, yy, xx)} * m.weight(c, k, t, c.depthwise ? 0 : i);
+      sum += int64_t{in.at(i, yy, xx)} * m.weight(c, k, t, column);
     }
   }
   const auto ki = static_cast<size_t>(k);
@@ -262,6 +266,7 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
   const TapMasks masks(geometry, taps_columns(c.kernel));
   const QuantizedConvShape shape{c.depthwise ? 1 : c.in_channels,
                                  c.out_channels,
+                                 c.groups,
                                  static_cast<int32_t>(taps.size()),
                                  taps.data(),
                                  masks.table.data(),
@@ -365,6 +370,23 @@ void test_convolutions(const Kernels& kernels) {
         c.gate = true;
         test_conv(kernels, c, seed++);
       }
+  const int32_t grouped[][5] = {
+      // groups, live in, in, live out, out
+      {2, 8, 8, 8, 8},     {2, 5, 8, 6, 8},     {8, 32, 32, 32, 32}, {8, 19, 32, 13, 32},
+      {4, 64, 64, 32, 32}, {4, 33, 64, 17, 32}, {3, 15, 15, 21, 21}, {3, 7, 15, 11, 21},
+      {5, 1, 10, 20, 20},  {4, 0, 16, 9, 16},   {6, 6, 6, 12, 12},   {16, 8, 16, 20, 48},
+  };
+  for (const auto& n : grouped)
+    for (const auto& size : sizes) {
+      ConvCase c{n[2],       n[4],      size[0], size[1], 3,    u8,    u8,    u8,  0.0f,
+                 -kInfinity, kInfinity, n[1],    n[3],    true, false, false, n[0]};
+      test_conv(kernels, c, seed++);
+      c.in_type = c.out_type = s8;
+      test_conv(kernels, c, seed++);
+      c.residual_type = s8;
+      c.residual_scale = 1.0f;
+      test_conv(kernels, c, seed++);
+    }
   ConvCase stem{3, 10, 12, 17, 7, s8, u8, u8, 0.0f, -kInfinity, kInfinity, 3, 10, false, false, false};
   test_conv(kernels, stem, seed++);
   for (int32_t n : {1, 4, 6, 33})
@@ -401,8 +423,8 @@ void test_extremes(const Kernels& kernels) {
       std::vector<int8_t> rows(static_cast<size_t>(4 * 9 * channels + kRowOverread), 127);
       const std::vector<int32_t> sums(4, 127 * 9 * channels), list = all_of(channels);
       const std::vector<float> scales(4, scale), biases(4, 0.0f);
-      const QuantizedConvShape shape{channels, 4,    9,  taps.data(), masks.table.data(), geometry.shape(),
-                                     u8,       type, u8, 0.0f,        -kInfinity,         kInfinity};
+      const QuantizedConvShape shape{channels, 4,    1,  9,    taps.data(), masks.table.data(), geometry.shape(),
+                                     u8,       type, u8, 0.0f, -kInfinity,  kInfinity};
       const QuantizedConvCall call{in.planes(), list.data(), channels, out.planes(), list.data(), 4, nullptr, nullptr};
       const size_t bytes = kernels.table.conv_scratch(shape);
       std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(64, (bytes + 64) / 64 * 64), std::free);

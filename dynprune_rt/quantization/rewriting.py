@@ -49,6 +49,10 @@ class Rewriting(ABC):
             elif node.op == "conv2d":
                 self._narrow[node.output] = self.convolution(node)
                 self._reduce_pools(node)
+            elif node.op == "cat":
+                self._cat(node)
+            elif node.op != "max_pool2d":
+                self._narrow[node.output] = self._normalization(node)
             else:
                 self._max_pool(node)
         self.graph.outputs = [self.as_floats(value) for value in self._old.outputs]
@@ -65,6 +69,22 @@ class Rewriting(ABC):
     @abstractmethod
     def convolution(self, node: Node) -> Value:
         """The narrow form of a convolution; its operands are converted where they are floats."""
+
+    def _normalization(self, node: Node) -> Value:
+        """An affine and the rectifier ``node`` after it, as a depthwise convolution."""
+        assert node.inputs[0] is not None and node.inputs[0].producer is not None
+        affine = node.inputs[0].producer
+        x, scale, shift = (operand(affine, i) for i in range(3))
+        assert x is not None and scale is not None and shift is not None
+        high = node.attrs["hi"] if node.op == "clamp" else math.inf
+        factors, summands = (self._old.constant(v).astype(np.float64) for v in (scale, shift))
+        result = self.scaled(node, x, factors, summands, high)
+        result.live = None if node.output in self._selection.whole else self._mask(node.output.live)
+        return result
+
+    @abstractmethod
+    def scaled(self, node: Node, x: Value, factors: np.ndarray, summands: np.ndarray, high: float) -> Value:
+        """clamp(x * factors + summands, 0, high) per channel, the result of ``node``, as a depthwise convolution."""
 
     @abstractmethod
     def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
@@ -156,6 +176,12 @@ class Rewriting(ABC):
         source = self.as_narrow(x)
         (y,) = self._append("max_pool2d", [source], node.attrs, node, f".{self.suffix}")
         y.live = source.live
+        self._narrow[node.output] = y
+
+    def _cat(self, node: Node) -> None:
+        sources: list[Value | None] = [self.as_narrow(v) for v in node.inputs if v is not None]
+        (y,) = self._append("cat", sources, node.attrs, node, f".{self.suffix}")
+        y.live = None if node.output in self._selection.whole else self._mask(node.output.live)
         self._narrow[node.output] = y
 
     def _stored(self, node: Node, live: Value | None, computed: Value | None) -> tuple[Value | None, Value | None]:
@@ -267,6 +293,22 @@ class IntegerRewriting(Rewriting):
         result.producer.computed = computed
         return result
 
+    def scaled(self, node: Node, x: Value, factors: np.ndarray, summands: np.ndarray, high: float) -> Value:
+        source, channels = self.as_narrow(x), x.type.channels
+        y_scale = self.scale(node.output)
+        vectors = {
+            "weight": np.ones((channels, 1, 1, 1), np.int8),
+            "scale": self._vector(factors * self.scale(x) / y_scale, node, "scale"),
+            "bias": self._vector(summands / y_scale, node, "bias"),
+        }
+        constants = [self.graph.add_constant(f"{node.name}.{what}.int8", array) for what, array in vectors.items()]
+        attrs = {
+            "groups": channels,
+            "dtype": self._selection.dtypes[node.output],
+            "inner_high": float(np.float32(high / y_scale)),
+        }
+        return self._append("quantized_conv2d", [source, *constants], attrs, node, ".int8")[0]
+
     def _scaled_shift(self, shift: Value, y_scale: float, node: Node) -> Value:
         """The shift in steps of the output; one per image is divided when the program runs."""
         name = f"{node.name}.shift.int8"
@@ -331,6 +373,17 @@ class Bf16Rewriting(Rewriting):
         assert result.producer is not None
         result.producer.computed = computed
         return result
+
+    def scaled(self, node: Node, x: Value, factors: np.ndarray, summands: np.ndarray, high: float) -> Value:
+        weights = to_bfloat16(factors.astype(np.float32).reshape(-1, 1, 1, 1))
+        if not np.isfinite(from_bfloat16(weights)).all():
+            raise QuantizationError(f"layer {node.name!r}: its scales leave the range of bfloat16")
+        constants = [
+            self.graph.add_constant(f"{node.name}.weight.bf16", weights),
+            self.graph.add_constant(f"{node.name}.bias", summands.astype(np.float32)),
+        ]
+        attrs = {"groups": x.type.channels, "outer": (0.0, high)}
+        return self._append("conv2d", [self.as_narrow(x), *constants], attrs, node, ".bf16")[0]
 
     def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
         reduced: Value = self._builder.op("spatial_reduce", self._narrow[x], kind=kind, name=name)

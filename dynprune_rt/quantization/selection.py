@@ -78,6 +78,7 @@ class _Selector:
     def __init__(self, graph: Graph, keep: Sequence[str], kept: Mapping[str, str]) -> None:
         self._graph = graph
         self._facts = ValueFacts(graph)
+        self._users = graph.users()
         self.result = Selection(kept=dict(kept), patterns=keep)
 
     def run(self) -> Selection:
@@ -88,15 +89,39 @@ class _Selector:
                     self._take_convolution(node)
                 else:
                     self.result.kept[node.name] = why
-            elif node.op == "max_pool2d":
-                x = node.inputs[0]
-                assert x is not None
-                if self._made_narrow(x):
-                    self.result.nodes.add(node)
-                    self.result.add_map(node.output, self.result.dtypes[x])
-                    self.result.share_scale(x, node.output)
+            elif node.op == "max_pool2d" or (node.op == "cat" and node.attrs["dim"] == 1):
+                self._take_movement(node)
+            elif self._normalization(node) is not None:
+                self._take_normalization(node)
         self._spread_whole_maps()
         return self.result
+
+    def _take_movement(self, node: Node) -> None:
+        """A node whose results are elements of its operands: narrow where one operand is, and all have one type."""
+        values = [v for v in node.inputs if v is not None]
+        if not any(self._made_narrow(v) for v in values) or not node.output.type.is_map:
+            return
+        if any(v.type.dtype != "f32" for v in values) or len({self._type_of(v) for v in values}) > 1:
+            return
+        dtype = self._type_of(values[0])
+        self.result.nodes.add(node)
+        self.result.add_map(node.output, dtype)
+        for value in values:
+            self.result.add_map(value, dtype)
+            self.result.share_scale(value, node.output)
+
+    def _normalization(self, node: Node) -> Node | None:
+        """The affine before a rectifier, where both together are a depthwise convolution of a narrow map."""
+        x = node.inputs[0] if node.inputs else None
+        affine = None if x is None else x.producer
+        if x is None or affine is None or affine.op != "affine" or affine.inputs[0] is None or len(self._users[x]) > 1:
+            return None
+        rectifies = node.op == "relu" or (node.op == "clamp" and node.attrs["lo"] == 0)
+        return affine if rectifies and self._made_narrow(affine.inputs[0]) else None
+
+    def _take_normalization(self, node: Node) -> None:
+        self.result.nodes.add(node)
+        self.result.add_map(node.output, self._type_of(node.output))
 
     def _made_narrow(self, value: Value) -> bool:
         return value.producer in self.result.nodes and value is value.producer.output if value.producer else False
@@ -128,8 +153,6 @@ class _Selector:
             return "kept by name"
         if not x.type.is_map or 1 in (math.prod(x.type.shape[2:]), math.prod(node.output.type.shape[2:])):
             return "a vector, not a map"
-        if node.attrs["groups"] > 1 and not is_depthwise(node):
-            return "grouped convolution"
         if is_depthwise(node) and residual is not None:
             return "depthwise convolution with a residual"
         return None

@@ -23,11 +23,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """``title`` of the x axis; ``fronts``: lines through (cost, accuracy), what static networks reach."""
+    """``title`` of the x axis; ``fronts``: lines through (cost, accuracy); ``caption``: what the marks mean."""
 
     title: str
     points: Sequence[Point]
     fronts: Sequence[Sequence[tuple[float, float]]] = ()
+    caption: str = "test accuracy; circles: per image, squares: static, line: static front"
 
 
 def draw(panels: Sequence[Panel]) -> str:
@@ -74,9 +75,7 @@ def _content(panel: Panel) -> str:
         parts.append(f'<text x="{x + shift:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(point.label)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 10}" text-anchor="middle">{escape(title)}</text>')
-    parts.append(
-        f'<text x="{_LEFT}" y="16">test accuracy; circles: per image, squares: static, line: static front</text>'
-    )
+    parts.append(f'<text x="{_LEFT}" y="16">{escape(panel.caption)}</text>')
     return "".join(parts)
 
 

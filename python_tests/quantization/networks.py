@@ -100,6 +100,61 @@ def inverted_residuals(seed: int = 0, *, gated: bool = True, valued: bool = Fals
     return net.finish(net.relu(net.conv(x, 12, "head", kernel=1), 6.0))
 
 
+def fire_modules(seed: int = 0, *, gated: bool = True) -> Graph:
+    """Two modules as in SqueezeNet: a squeezed map, then 1x1 and 3x3 convolutions of it side by side, gated apart."""
+    net = Network(seed, size=(9, 9))
+    x = net.relu(net.conv(net.x, 10, "stem"))
+    for block in range(2):
+        squeezed = net.relu(net.conv(x, 5, f"f{block}.squeeze", kernel=1))
+        parts = []
+        for kernel, channels in ((1, 7), (3, 10)):
+            y = net.relu(net.conv(squeezed, channels, f"f{block}.expand{kernel}", kernel=kernel))
+            parts.append(net.mul(y, net.gate(squeezed, channels)) if gated else y)
+        x = net.builder.op("cat", *parts, dim=1)
+    return net.finish(net.relu(net.conv(x, 12, "head", kernel=1)))
+
+
+def dense_block(seed: int = 0, *, gated: bool = True) -> Graph:
+    """Three layers as in DenseNet (norm, rectifier, 1x1, 3x3, concatenation), with a transition after the second."""
+    net = Network(seed, size=(10, 10))
+
+    def normalized(x: Value) -> Value:
+        channels = x.type.channels
+        scale = net.builder.constant("scale", net.random.uniform(0.5, 1.5, channels).astype(np.float32))
+        return net.relu(net.builder.op("affine", x, scale, net.bias(channels)))
+
+    x = net.conv(net.x, 7, "stem")
+    for layer in range(3):
+        y = net.relu(net.conv(normalized(x), 12, f"l{layer}.conv1", kernel=1))
+        if gated:
+            y = net.mul(y, net.gate(x, 12))
+        y = net.conv(y, 6, f"l{layer}.conv2")
+        if gated:
+            y = net.mul(y, net.gate(x, 6))
+        x = net.builder.op("cat", x, y, dim=1)
+        if layer == 1:
+            x = net.conv(normalized(x), 9, "transition", kernel=1)
+            x = net.builder.op("avg_pool2d", x, kernel=(2, 2), stride=(2, 2))
+    return net.finish(normalized(x))
+
+
+def grouped_blocks(seed: int = 0, *, gated: bool = True, valued: bool = False) -> Graph:
+    """Bottlenecks as in ResNeXt, 20 channels in 4 groups, one strided; then groups with more outputs than inputs."""
+    net = Network(seed, size=(14, 14))
+    x = net.relu(net.conv(net.x, 16, "stem"))
+    for block in range(3):
+        stride = 2 if block == 1 else 1
+        y = net.relu(net.conv(x, 20, f"b{block}.conv1", kernel=1))
+        if gated:
+            y = net.mul(y, net.gate(x, 20, valued))
+        y = net.relu(net.conv(y, 20, f"b{block}.conv2", stride=stride, groups=4))
+        if gated:
+            y = net.mul(y, net.gate(y, 20, valued))
+        y = net.conv(y, 16, f"b{block}.conv3", kernel=1)
+        x = net.relu(net.add(y, x) if stride == 1 else y)
+    return net.finish(net.relu(net.conv(x, 24, "expansion", groups=8)))
+
+
 def images(batch: int, graph: Graph, seed: int = 1) -> np.ndarray:
     """Random inputs of the graph's shape."""
     return np.random.default_rng(seed).normal(0, 1, (batch, *graph.inputs[0].type.shape[1:])).astype(np.float32)

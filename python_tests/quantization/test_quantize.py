@@ -17,7 +17,15 @@ from dynprune_rt.program import Program
 from dynprune_rt.quantization import quantize
 from dynprune_rt.session import Session
 from python_tests.backends.cpu.plan_checks import execute
-from python_tests.quantization.networks import Network, gated_resnet, images, inverted_residuals
+from python_tests.quantization.networks import (
+    Network,
+    dense_block,
+    fire_modules,
+    gated_resnet,
+    grouped_blocks,
+    images,
+    inverted_residuals,
+)
 
 
 def plain_with_pool() -> Graph:
@@ -82,6 +90,11 @@ GRAPHS = {
     "pre-activation": pre_activation,
     "map output": map_output,
     "shifts and padded shortcut": shifted_and_padded,
+    "fire modules": fire_modules,
+    "ungated fire modules": lambda: fire_modules(1, gated=False),
+    "dense block": dense_block,
+    "grouped": lambda: grouped_blocks(2),
+    "ungated groups": lambda: grouped_blocks(1, gated=False),
 }
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from dynprune_rt.ir.graph import Graph
 from dynprune_rt.ir.types import BATCH
 from dynprune_rt.quantization.selection import Selection, exact_reduction, select
-from python_tests.quantization.networks import Network, gated_resnet, inverted_residuals
+from python_tests.quantization.networks import (
+    Network,
+    dense_block,
+    fire_modules,
+    gated_resnet,
+    grouped_blocks,
+    inverted_residuals,
+)
 
 
 def dtypes(graph: Graph, selection: Selection) -> dict[str, str]:
@@ -35,11 +43,22 @@ def kept(graph: Graph) -> dict[str, str]:
     return select(graph).kept
 
 
-def test_layers_without_an_integer_kernel_stay_in_float32():
-    net = Network(1, channels=4)
-    x = net.conv(net.x, 8, "grouped", groups=2)
-    assert kept(net.finish(net.relu(x))) == {"grouped": "grouped convolution"}
+@pytest.mark.parametrize("dtype", ["int8", "bf16"])
+@pytest.mark.parametrize("network", [fire_modules, dense_block, grouped_blocks])
+def test_groups_concatenations_and_normalizations_stay_narrow(network, dtype):
+    graph = network()
+    selection = select(graph, dtype=dtype)
+    assert not selection.kept
+    narrow = {node.op for node in selection.nodes}
+    assert narrow == {"conv2d"} | ({"cat"} if network is not grouped_blocks else set()) | (
+        {"relu"} if network is dense_block else set()
+    )
+    for node in selection.nodes:
+        if node.op == "cat":
+            assert len({selection.representative(v) for v in (*node.inputs, node.output)}) == 1
 
+
+def test_layers_without_an_integer_kernel_stay_in_float32():
     net = Network(2)
     x = net.builder.op("clamp", net.conv(net.x, 8, "hardtanh"), lo=-1.0, hi=1.0)
     assert kept(net.finish(x)) == {"hardtanh": "clamp at -1"}

@@ -10,6 +10,7 @@ from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
 from dynprune_rt.backends.cpu.storage import MapView
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Node, Value
+from dynprune_rt.ir.types import CHANNELS_PER_WORD
 
 
 def refuse(node: Node, why: str) -> DeviceError:
@@ -52,3 +53,30 @@ def residual_planes(recorder: Recorder, node: Node, residual: Value, source: Map
         writes=[out],
     )
     return out
+
+
+def lower_group_cat(recorder: Recorder, node: Node) -> bool:
+    """Maps side by side, in any mixture of whole and packed ones."""
+    y = node.output
+    values = [v for v in node.inputs if v is not None]
+    views = [recorder.as_map(v) for v in values]
+    stored = [recorder.live_list(v) for v in values]
+    out, live = recorder.new_map(y), recorder.live_list(y)
+    for view in views:
+        view.pitch_class.unite(out.pitch_class)
+    recorder.step(
+        lambda: recorder.builder.add_group_cat(
+            node.name,
+            per_word=CHANNELS_PER_WORD[y.type.dtype],
+            inputs=[
+                (recorder.map_id(view), part.index, value.type.channels)
+                for view, part, value in zip(views, stored, values, strict=True)
+            ],
+            out_map=recorder.map_id(out),
+            list=live.index,
+        ),
+        LayerFacts(node.name, node.op),
+        reads=views,
+        writes=[out],
+    )
+    return True

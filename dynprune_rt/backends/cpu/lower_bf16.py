@@ -20,8 +20,9 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
     y = node.output
     groups = node.attrs["groups"]
     in_channels, out_channels = x.type.channels, y.type.channels
-    if groups != 1 and (groups != in_channels or in_channels != out_channels or residual is not None):
-        raise refuse(node, "a grouped convolution has to be depthwise, without a residual")
+    depthwise = groups > 1 and groups == in_channels == out_channels
+    if depthwise and residual is not None:
+        raise refuse(node, "a depthwise convolution with a residual")
     check_stored(node, residual)
 
     weights = np.ascontiguousarray(recorder.graph.constant(weight))
@@ -50,7 +51,8 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
             out_map=recorder.map_id(out),
             in_channels=in_channels,
             weights=weights,
-            depthwise=groups > 1,
+            depthwise=depthwise,
+            groups=1 if depthwise else groups,
             adds=residual is not None,
             tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
             tap_column=[column for _, _, column in taps.offsets],

@@ -9,6 +9,7 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.geometry import convolution_taps
+from dynprune_rt.backends.cpu.group_maps import lower_group_cat
 from dynprune_rt.backends.cpu.lower_bf16 import (
     lower_bf16_conv2d,
     lower_bf16_max_pool,
@@ -27,7 +28,7 @@ from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, WinogradSite
 from dynprune_rt.backends.cpu.pass_through import passes_unchanged
 from dynprune_rt.backends.cpu.storage import FlatView, MapView
 from dynprune_rt.ir.graph import Node, Value
-from dynprune_rt.ir.types import QUANTIZED
+from dynprune_rt.ir.types import CHANNELS_PER_WORD, QUANTIZED
 
 _UNBOUNDED = (-math.inf, math.inf)
 #: Fewer outputs than this would leave most lanes of a strided convolution empty.
@@ -435,6 +436,8 @@ def _spatial_reduce(recorder: Recorder, node: Node) -> bool:
 
 
 def _cat(recorder: Recorder, node: Node) -> bool:
+    if node.attrs["dim"] == 1 and node.output.type.is_map and node.output.type.dtype in CHANNELS_PER_WORD:
+        return lower_group_cat(recorder, node)
     if node.attrs["dim"] != 1 or not _is_plane_map(node.output) or node.output.type.dtype != "f32":
         return False
     views = [recorder.as_map(v) for v in node.inputs if v is not None]

@@ -24,7 +24,10 @@ def lower_quantized_conv2d(recorder: Recorder, node: Node) -> bool:
     x, weight, scale, bias, gate, shift, residual = operands(node, 7)
     assert x is not None and weight is not None and scale is not None and bias is not None
     y = node.output
-    depthwise = node.attrs["groups"] > 1
+    groups = node.attrs["groups"]
+    depthwise = groups > 1 and groups == x.type.channels == y.type.channels
+    if depthwise and residual is not None:
+        raise refuse(node, "a depthwise convolution with a residual")
     residual_scale = node.attrs["residual_scale"]
     check_stored(node, residual)
 
@@ -56,6 +59,7 @@ def lower_quantized_conv2d(recorder: Recorder, node: Node) -> bool:
             in_channels=in_channels,
             weights=weights,
             depthwise=depthwise,
+            groups=1 if depthwise else groups,
             tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
             tap_column=[column for _, _, column in taps.offsets],
             scale=scales,

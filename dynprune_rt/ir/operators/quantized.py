@@ -133,8 +133,8 @@ def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     groups = attrs["groups"]
     if x.channels != group_channels * groups:
         raise ValueError(f"the input has {x.channels} channels, the weight expects {group_channels} x {groups} groups")
-    if groups != 1 and (group_channels != 1 or out_channels != groups):
-        raise ValueError("a grouped convolution of integers has to be depthwise")
+    if out_channels % groups:
+        raise ValueError(f"{groups} groups do not divide {out_channels} output channels")
     if math.prod(weight.shape[1:]) * 128 * 255 > MAX_SUM:
         raise ValueError(f"sums over {math.prod(weight.shape[1:])} products may leave 32 bits")
     size = conv_output_size(x.shape[2:], kernel, attrs["stride"], attrs["padding"], attrs["dilation"])
@@ -155,8 +155,8 @@ def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     if residual is None:
         if attrs["inner_low"] != -math.inf:
             raise ValueError("inner_low is a bound before the residual is added; there is none")
-    elif residual.shape != out.shape or residual.dtype not in QUANTIZED or groups != 1:
-        raise ValueError(f"the residual is {residual}, expected {out} or its other sign, and one group")
+    elif residual.shape != out.shape or residual.dtype not in QUANTIZED:
+        raise ValueError(f"the residual is {residual}, expected {out} or its other sign")
     return (out,)
 
 

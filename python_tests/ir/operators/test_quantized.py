@@ -189,9 +189,9 @@ def test_what_a_convolution_refuses():
             "32 bits",
         ),
         (
-            lambda: row.infer_types([x, TensorType("s8", (4, 2, 1, 1)), *[TensorType("f32", (4,))] * 2],
+            lambda: row.infer_types([x, TensorType("s8", (3, 2, 1, 1)), *[TensorType("f32", (3,))] * 2],
                                     {"dtype": "u8", "groups": 2}),
-            "depthwise",
+            "do not divide",
         ),
     ):  # fmt: skip
         with pytest.raises(VerificationError, match=match):
