@@ -38,7 +38,8 @@ NETWORKS = {"cifar_resnet20": "ResNet-20", "cifar_resnet56": "ResNet-56"}
 #: Bits per weight on average.
 BUDGETS = (6.0, 5.0, 4.0, 3.5, 3.0, 2.5)
 CALIBRATION_IMAGES = 500
-SENSITIVITY_IMAGES = 8
+#: Sensitivity takes a run per image, channel and width.
+SENSITIVITY_IMAGES = {"cifar_resnet20": 8, "cifar_resnet56": 2}
 
 
 def top1(program: Program, images: np.ndarray, labels: np.ndarray) -> float:
@@ -93,7 +94,7 @@ def measure(arch: str, data: Path) -> list[dict[str, Any]]:
         add("uniform", bits, dynprune_rt.quantize(program, batches, weight_bits=dict.fromkeys(shapes, bits)))
     for criterion in CRITERIA:
         begin = time.perf_counter()
-        count = SENSITIVITY_IMAGES if criterion == "sensitivity" else CALIBRATION_IMAGES
+        count = SENSITIVITY_IMAGES[arch] if criterion == "sensitivity" else CALIBRATION_IMAGES
         table = damage(program.graph, layers, criterion, calibration[:count], train_labels[:count])
         seconds = time.perf_counter() - begin
         for budget in BUDGETS:
@@ -143,6 +144,7 @@ def main() -> int:
             kept = [r for r in kept if r["network"] != arch] + measure(arch, args.data)
             command = f"python {os.path.relpath(__file__)} --run --data DIR"
             facts = {"command": command, "machine": machine_facts(), "calibration_images": CALIBRATION_IMAGES}
+            facts["sensitivity_images"] = SENSITIVITY_IMAGES
             path.write_text(json.dumps({**facts, "rows": kept}, indent=1) + "\n")
             RESULTS.with_suffix(".svg").write_text(plot(kept))
     if not path.exists():

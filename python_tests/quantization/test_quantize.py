@@ -17,6 +17,7 @@ from dynprune_rt.program import Program
 from dynprune_rt.quantization import quantize
 from dynprune_rt.session import Session
 from python_tests.backends.cpu.plan_checks import execute
+from python_tests.quantization.integer_reference import check_integer_maps
 from python_tests.quantization.networks import (
     Network,
     dense_block,
@@ -120,29 +121,7 @@ def test_the_runtime_gives_the_bits_of_the_reference(pair):
 
 def test_every_integer_map_has_the_bits_of_the_reference(pair):
     _, quantized = pair
-    graph = quantized.graph
-    x = images(2, graph, seed=9)
-    nodes = [n for n in graph.nodes if n.output.type.dtype in ("u8", "s8") and n.op != "quantize"]
-    assert nodes
-    builder_graph = Graph(list(graph.inputs), [], list(graph.nodes), dict(graph.constants))
-    from dynprune_rt.ir.build import Builder
-
-    builder = Builder(builder_graph, fold=False)
-    shown = []
-    for index, node in enumerate(nodes):
-        value = builder.append("dequantize", [node.output], {"scale": 1.0}, name=f"shown{index}")[0]
-        value.live = node.output.live
-        shown.append(value)
-    reference = interpreter.trace(graph, {graph.inputs[0].name: x}, honour_live=True)
-    for start in range(0, len(shown), 30):
-        builder_graph.outputs = shown[start : start + 30]
-        got = execute(Session(Program(builder_graph), threads=1), [x], poison=True)
-        for node, have in zip(nodes[start:], got, strict=False):
-            want = reference[node.output.name].astype(np.float32)
-            if node.output.live is not None:
-                live = np.broadcast_to(reference[node.output.live.name], want.shape[:2])
-                want = np.where(live[:, :, None, None], want, 0)
-            np.testing.assert_array_equal(have, want, err_msg=node.name)
+    check_integer_maps(quantized.graph, images(2, quantized.graph, seed=9))
 
 
 def test_skipping_threads_batches_and_poison_leave_the_bits(pair):
