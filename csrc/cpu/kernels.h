@@ -118,9 +118,15 @@ struct WinogradShape {
   PlaneShape out;  // same height, width and pitch as the input
 };
 enum class WinogradWeights : int32_t {
-  kTransformed,  // stored transformed: (m+2)^2 matrices; for small layers
-  kOnTheFly,     // stored as [K/16][C][9][16], live pairs transformed per image; 4x less memory
+  kTransformed,   // stored transformed: (m+2)^2 matrices; for small layers
+  kOnTheFly,      // stored as [K/16][C][9][16], live pairs transformed per image; 4x less memory
+  kChannelLanes,  // stored like kOnTheFly; for maps that winograd_fits_channel_lanes(), needs has_channel_lanes
 };
+// F(4x4) on 2 x 2 tiles, which would leave most lanes empty.
+inline bool winograd_fits_channel_lanes(const WinogradShape& shape) {
+  const PlaneShape& map = shape.out;
+  return shape.m == 4 && map.height > 4 && map.height <= 8 && map.width > 4 && map.width <= 8;
+}
 struct WinogradSizes {
   size_t weights;         // floats of packed weights
   size_t input_scratch;   // floats of V for all inputs live, shared by the threads of one image
@@ -133,8 +139,8 @@ struct TileRows {
   int32_t first, last;
 };
 // Transforms live inputs [first, last) of call.input into v. All must be done before winograd_output for these rows.
-using WinogradInputFn = void (*)(const WinogradShape&, TileRows, const ConvCall&, int32_t first, int32_t last,
-                                 float* v);
+using WinogradInputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const ConvCall&, int32_t first,
+                                 int32_t last, float* v);
 // Multiplies, transforms back and finishes live outputs [first, last). v as written for all n_in.
 using WinogradOutputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const float* packed, const float* v,
                                   const ConvCall&, int32_t first, int32_t last, float* thread_scratch);
