@@ -25,7 +25,7 @@ constexpr int kElementRow = 6;                        // elements of a row of a 
 constexpr int kRowFloats = kLaneTiles * kElementRow;  // of V, per row of elements and input: [tile][column]
 constexpr int kInputGroup = kLanes;                   // inputs that adjoin in V
 constexpr int64_t kGroupFloats = int64_t{kElementRow} * kRowFloats * kInputGroup;  // of V, per group of inputs
-constexpr int kInputsAtOnce = 2 * kInputGroup;
+constexpr int kInputsAtOnce = kInputGroup;
 constexpr int kMapSide = 8;
 constexpr int kPaddedSide = kMapSide + 2;
 
