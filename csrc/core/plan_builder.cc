@@ -181,7 +181,7 @@ void PlanBuilder::add_linear(const std::string& name, LinearStep::Params p) {
   if (plan_->flats[static_cast<size_t>(p.in_flat)].size() != p.in_features ||
       plan_->flats[static_cast<size_t>(p.out_flat)].size() != p.out_features)
     fail(name + ": linear sizes do not match");
-  append(name, "linear", std::make_unique<LinearStep>(p));
+  append(name, "linear", std::make_unique<LinearStep>(*plan_, p));
 }
 
 void PlanBuilder::add_plane_unary(const std::string& name, PlaneUnaryStep::Params p) {

@@ -237,10 +237,13 @@ using PhaseSplitFn = void (*)(const PlaneShape& in, const PlaneShape& phase, int
 using PlaneLoadFn = void (*)(const PlaneShape&, const float* dense, float* y);
 using PlaneStoreFn = void (*)(const PlaneShape&, const float* x, float* dense);
 
-// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]); c ascends within fixed lanes, so that the result does not
-// depend on zeros being skipped. weights [K][C], x [C].
-using LinearFn = void (*)(int32_t out_features, int32_t in_features, const float* weights, const float* bias,
-                          const float* x, Clamp, float* y);
+// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]); c ascends, so that the result does not depend on zeros being skipped.
+// Weights are packed from [K][C]; x [C]. Computes panels [first_panel, last_panel) of kLinearPanel outputs.
+constexpr int32_t kLinearPanel = 64;
+using LinearSizeFn = size_t (*)(int32_t out_features, int32_t in_features);
+using LinearPackFn = void (*)(int32_t out_features, int32_t in_features, const float* weights, float* packed);
+using LinearFn = void (*)(int32_t out_features, int32_t in_features, const float* packed, const float* bias,
+                          const float* x, Clamp, int32_t first_panel, int32_t last_panel, float* y);
 
 // ---- flat tensors -----------------------------------------------------------------------------
 
@@ -306,6 +309,8 @@ struct KernelTable {
   PhaseSplitFn phase_split;
   PlaneLoadFn plane_load;
   PlaneStoreFn plane_store;
+  LinearSizeFn linear_size;
+  LinearPackFn linear_pack;
   LinearFn linear;
   const FlatOp* flat_ops;
   int32_t n_flat_ops;
