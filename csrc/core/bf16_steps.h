@@ -12,7 +12,7 @@ struct Bf16ConvParams {
   int32_t in_map = -1, out_map = -1;  // with a residual, out_map holds it before the step
   int32_t in_channels = 0, out_channels = 0;
   bool depthwise = false, adds = false;
-  int32_t groups = 1;  // of a convolution that is not depthwise
+  int32_t groups = 1;                           // of a convolution that is not depthwise
   std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
   const uint16_t* weights = nullptr;            // [K][C/groups][taps], read by the constructor only
   int32_t bias = -1, gate = -1, shift = -1;     // flat tensors [K]
