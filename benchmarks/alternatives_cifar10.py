@@ -9,7 +9,7 @@ finished run under --runs (see `dynprune_rt.recipes.cifar10_methods`); runs that
     python benchmarks/alternatives_cifar10.py --data DIR --runs runs --work work --latency
     python benchmarks/alternatives_cifar10.py               print the table of the results that are there
 
---accuracy quantizes into the folder given by --work, and measures; --latency times what is there.
+--accuracy quantizes into the folder given by --work, and measures what the results lack; --latency times what is there.
 """
 
 from __future__ import annotations
@@ -169,6 +169,8 @@ def main() -> int:
         images = normalize(raw)
         for row in rows:
             entry = results["rows"].setdefault(row.key, {})
+            if entry.get("images") == len(images):
+                continue
             entry.update({k: v for k, v in vars(row).items() if k != "path"})
             entry.update(accuracy=top1(row, images, labels), images=len(images), macs=executed_macs(row, images[:500]))
             print(f"{row.key}: {entry['accuracy']:.2%}", file=sys.stderr, flush=True)
