@@ -67,4 +67,11 @@ def conv_call(kernels: Kernels, problem: ConvProblem, mode: ConvMode, batch: int
     bias = kernels.new_vector(problem.outputs).zero_()
     epilogue = Epilogue(bias, None, None, residual, (float("-inf"), float("inf")), (0.0, float("inf")))
     computed = None if mode.layout == DENSE else outputs
-    return lambda: kernels.conv_gemm(x, y, computed, weights, mode, problem.geometry, epilogue)
+
+    def call() -> None:
+        made = kernels.group_results(y, ("mean",) if problem.reduced else (), mode, computed)
+        kernels.conv_gemm(x, y, computed, weights, mode, problem.geometry, epilogue, made)
+        if problem.reduced:
+            kernels.spatial_reduce(y, "mean", made)
+
+    return call

@@ -185,7 +185,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ("packed", "gated", "layout"), [(True, True, TWO_SIDED), (True, False, BY_INPUT), (False, True, BY_OUTPUT)]
 )
 def test_what_is_timed_runs(emulated: ModuleType, packed: bool, gated: bool, layout: int) -> None:
-    problem = ConvProblem(16, 24, (4, 4), (4, 4), (3, 3, 1, 1, 1, 1, 1, 1), packed, gated, residual=True)
+    problem = ConvProblem(16, 24, (4, 4), (4, 4), (3, 3, 1, 1, 1, 1, 1, 1), packed, gated, residual=True, reduced=True)
     kernels = NativeKernels(emulated, torch.device("cpu"), "fp16")
     assert layout == problem.layouts()[0]
     for mode in (ConvMode(layout), ConvMode(layout, 2, spread=True)):
