@@ -42,8 +42,11 @@ class ConvTimer:
         return max(sorted(times)[_REPEATS // 2], 1e-6)
 
 
-def conv_call(kernels: Kernels, problem: ConvProblem, mode: ConvMode, batch: int, live_share: float) -> Any:
-    """A function that queues the convolution once. Masks differ from image to image and are always the same ones."""
+def conv_call(kernels: Kernels, problem: ConvProblem, mode: ConvMode, batch: int, live_share: float | Tensor) -> Any:
+    """A function that queues the convolution once. Masks differ from image to image and are always the same ones.
+
+    ``live_share``: of channels, for all images or [N, 1].
+    """
     generator = torch.Generator().manual_seed(0)
 
     def channel_set(channels: int) -> ChannelSet:
