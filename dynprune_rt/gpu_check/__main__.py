@@ -120,6 +120,7 @@ def run_all(
             checks.note(section.name, "FAILED", f"its process ended with status {ended}")
         rows = figures.with_compiled(rows, facts.get("torch.compile ms", {}))
         write(args, status, checks, rows, facts)
+    write(args, status, checks, rows, facts)
     if rows:
         print(figures.table(rows))
     print(checks.summary())
