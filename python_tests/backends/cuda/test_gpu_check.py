@@ -17,8 +17,6 @@ import pytest
 import torch
 
 import dynprune_rt
-from dynprune_rt.backends.cuda import conv_timer
-from dynprune_rt.backends.cuda.conv_timer import ConvTimer
 from dynprune_rt.backends.cuda.native_kernels import NativeKernels
 from dynprune_rt.backends.cuda.session import CudaSession
 from dynprune_rt.backends.cuda.times_cache import TimesCache
@@ -165,7 +163,7 @@ def on_the_emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Mo
         kernels = NativeKernels(emulated, CPU, precision)
         if not tune_batch:
             return CudaSession(program, kernels)
-        return CudaSession(program, kernels, Tuner(ConvTimer(kernels), TimesCache(None, ""), 2, kernels.segments))
+        return CudaSession(program, kernels, Tuner(lambda problem, mode, batch: 1.0, TimesCache(None, ""), 2, False))
 
     monkeypatch.setattr(sections, "open_kernels", lambda device, precision: NativeKernels(emulated, CPU, precision))
     monkeypatch.setattr(sections, "load", load)
@@ -204,8 +202,7 @@ def fake_times(on_the_emulator: ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     for module, constants in (
-        (timing, {"REPEATS": 1, "WARM_UP": 1}),
-        (conv_timer, {"_REPEATS": 1, "_LAUNCHES": 1}),
+        (timing, {"REPEATS": 1, "WARM_UP": 0}),
         (microbenchmarks, {"LAYERS": ((16, 24, 4, 3),), "LAYER_BATCHES": (1, 2), "DENSE_BATCHES": (2, 3), "MATRIX": 32,
                            "BLOCK": 64, "ORDER_LAYER": (16, 8, 4), "SHARES": (0.5, 1.0)}),
         (measurement, {"_SIZE": 8}),
@@ -250,7 +247,7 @@ def test_every_timing_section_runs(fake_times: None, tmp_path: Path, name: str) 
         assert saved["facts"]["torch.compile ms"] == {"resnet34 x1": 1.5, "resnet34 x2": 1.5}
     else:
         modes = {row["mode"] for row in saved["facts"]["layers"]}
-        assert "cudnn" in modes and len(modes) == 8, "every layout of packed and whole inputs, gated outputs and all"
+        assert "cudnn" in modes and len(modes) == 6, "every layout, of packed and of whole inputs"
 
 
 def test_the_check_of_memory(fake_times: None, small: tuple[torch.nn.Module, Program]) -> None:

@@ -13,7 +13,6 @@ import torch
 
 import dynprune_rt
 from dynprune_rt import torch_module
-from dynprune_rt.backends.cuda import conv_timer
 from dynprune_rt.backends.cuda import session as cuda_session
 from dynprune_rt.backends.cuda.kernels import Kernels
 from dynprune_rt.backends.cuda.native_kernels import NativeKernels
@@ -256,8 +255,7 @@ def test_what_only_a_gpu_executes(program: Program, emulated: ModuleType, monkey
     }.items():  # fmt: skip
         monkeypatch.setattr(cuda, name, value)
     monkeypatch.setattr(cuda_session, "open_kernels", lambda device, precision: NativeKernels(emulated, CPU, precision))
-    monkeypatch.setattr(conv_timer, "_REPEATS", 1)
-    monkeypatch.setattr(conv_timer, "_LAUNCHES", 1)
+    monkeypatch.setattr(cuda_session, "ConvTimer", lambda kernels: lambda problem, mode, batch: 1.0)
     monkeypatch.setenv(CACHE_VARIABLE, "off")
     x = torch.from_numpy(images(1, 8))
     expected = session(program, emulated).run(x)
