@@ -67,11 +67,11 @@ __global__ void __launch_bounds__(kSpatialWarps * 32)
   float total = reduction.start();
   if (at != kAbsent) {
     const int groups = group_count(p.x.pixels());
-    const float* const results = p.group_results + static_cast<size_t>(image) * groups * p.x.channels + channel;
     for (int group = warp; group < groups; group += kSpatialWarps) {
       const T* const rows = row_of<T>(p.x, image, group * kGroupPixels) + at;
       const auto load = [&](int pixel) { return to_float(rows[static_cast<size_t>(pixel) * p.x.pitch()]); };
-      const float of_group = reduced ? results[static_cast<size_t>(group) * p.x.channels]
+      const size_t line = static_cast<size_t>(image) * groups + group;
+      const float of_group = reduced ? p.group_results[line * p.x.channels + channel]
                                      : reduce_group(reduction, p.x.pixels() - group * kGroupPixels, load);
       total = reduction.combine(total, of_group);
     }

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,25 @@ def test_an_image_does_not_depend_on_its_batch(gpu: CudaSession) -> None:
     together = gpu.run(x)
     for i in range(3):
         np.testing.assert_array_equal(gpu.run(x[i : i + 1]), together[i : i + 1])
+
+
+def test_what_convolutions_reduce_for_gates_changes_no_bit(
+    program: Program, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, x, made = session(program, emulated), images(2, 8), []
+    find = gpu._kernels.group_results
+
+    def counted(*given: Any) -> Any:
+        made.append(find(*given))
+        return made[-1]
+
+    monkeypatch.setattr(gpu._kernels, "group_results", counted)
+    fused = gpu.run(x)
+    assert any(made), "no convolution of this network reduces its output"
+    monkeypatch.setattr(gpu._kernels, "fused_reductions", 0)
+    made.clear()
+    np.testing.assert_array_equal(gpu.run(x), fused)
+    assert not any(made)
 
 
 def test_kinds_of_arrays(gpu: CudaSession) -> None:
