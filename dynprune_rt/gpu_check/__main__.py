@@ -53,12 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"SKIPPED, nothing was checked: {status.reason}")
         return SKIPPED
     if args.section is not None:
-        return run_section(args.section, args.device, args.part or Path(os.devnull), args.limit)
+        return run_section(args.section, args.device, args.part, args.limit)
     print(status.reason)
     return run_all(args, status)
 
 
-def run_section(name: str, device: str, part: Path, limit: float) -> int:
+def run_section(name: str, device: str, part: Path | None, limit: float) -> int:
     """One section in this process; 1 where a check failed."""
     from dynprune_rt.gpu_check.sections import Work, section
 

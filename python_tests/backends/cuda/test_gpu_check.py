@@ -184,6 +184,7 @@ def test_a_section_from_arguments_to_json(
     outcomes = {check["check"]: check["outcome"] for check in json.loads(path.read_text())["checks"]}
     assert outcomes["convolutions in bf16 against float64"] == ("FAILED" if broken else "passed")
     assert outcomes["convolutions in fp16 against float64"] == "passed" and len(outcomes) == 3
+    assert script.main(["--section", "small", "--device", "cpu"]) == 0  # as compute-sanitizer starts it
 
 
 # ---- times, with a stand-in for torch.cuda ----------------------------------------------------
