@@ -24,7 +24,7 @@ from dynprune_rt.session import load
 
 @dataclass
 class Work:
-    """What a section works on, and what it leaves: checks, rows of the table, facts; saved on the way where ``part`` is."""
+    """What a section works on, and what it leaves: checks, rows of the table, facts; saved on the way to ``part``."""
 
     device: str
     part: Path | None
