@@ -31,6 +31,7 @@ from dynprune_rt.gpu_check import (
     measurement,
     microbenchmarks,
     networks,
+    sanitizer,
     sections,
     timing,
 )
@@ -249,6 +250,18 @@ def test_every_timing_section_runs(fake_times: None, tmp_path: Path, name: str) 
     else:
         modes = {row["mode"] for row in saved["facts"]["layers"]}
         assert "cudnn" in modes and len(modes) == 6, "every layout, of packed and of whole inputs"
+
+
+def test_the_sections_of_networks_and_of_the_sanitizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sections, "out_of_memory", lambda open_session: {"message": "full"})
+    monkeypatch.setattr(networks, "check_network", lambda work, name, *given: asked.append(name))
+    monkeypatch.setattr(sanitizer, "sanitize", lambda tool, device: {"errors": 0})
+    work = sections.Work("cuda:0", tmp_path / "part.json", Checks(60.0))
+    for name in ("networks", "sanitizer"):
+        sections.section(name).run(work)
+    assert asked == [name for name, _, _ in networks.NETWORKS]
+    assert [c["outcome"] for c in json.loads((tmp_path / "part.json").read_text())["checks"]] == ["passed"] * 4
 
 
 def test_the_check_of_memory(fake_times: None, small: tuple[torch.nn.Module, Program]) -> None:
