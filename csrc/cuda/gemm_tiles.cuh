@@ -12,8 +12,8 @@ namespace dynprune::cuda {
 constexpr int kTile = 64;  // pixels and outputs of a tile
 constexpr int kGemmThreads = 128;
 constexpr int kThreadSums = kTile * kTile / kGemmThreads;
-// A tile's values as they were stored, kept in shared memory to be reduced: rows of so many floats, such that neither
-// writing fragments nor reading columns meets a bank conflict.
+// A tile's values as they were stored, kept in shared memory to be reduced: rows of so many floats, such that a warp
+// that writes its fragments meets every bank twice at most, and one that reads columns once.
 constexpr int kKeptPitch = kTile + 8;
 constexpr size_t kKeptBytes = kTile * kKeptPitch * sizeof(float);
 
