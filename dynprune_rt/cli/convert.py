@@ -40,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
         return _list()
     if args.model is None:
         raise DynpruneError("which model? Give a zoo name or package.module:factory, or --list")
+    output = args.output or Path(args.model.replace(":", ".").split(".")[-1] + ".dpr")
+    if not output.parent.is_dir():  # rather now than after the conversion
+        raise DynpruneError(f"cannot write {output}: there is no folder {output.parent}")
     from dynprune_rt.frontend.torch_version import require_torch
 
     torch = require_torch()
@@ -66,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         example = torch.randn(dims, generator=torch.Generator().manual_seed(args.seed))
     program = dynprune_rt.convert(module.eval(), example)
-    output = args.output or Path(args.model.replace(":", ".").split(".")[-1] + ".dpr")
     program.save(output)
     print(program)
     print(f"\nwrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")

@@ -186,6 +186,7 @@ def test_convert_lists_the_zoo(capsys):
         (["inspect", "missing.dpr"], "missing.dpr"),
         (["convert"], "which model?"),
         (["convert", "resnet19"], "did you mean"),
+        (["convert", "resnet18", "-o", "no/such/folder/x.dpr"], "there is no folder"),
         (["bench", "resnet19"], "did you mean"),
         (["bench", "cifar_resnet20", "--onnx", "x.onnx"], "are for .dpr files"),
         (["bench", "x.dpr", "--refcheck"], "needs the torch model"),
