@@ -23,6 +23,7 @@ class Pool:
 class WinogradWeights(Enum):
     transformed = 0
     on_the_fly = 1
+    channel_lanes = 2
 
 class QuantizedType(Enum):
     u8 = 0

@@ -222,7 +222,8 @@ void bind_enums(py::module_& m) {
       .value("s8", cpu::QuantizedType::kS8);
   py::enum_<cpu::WinogradWeights>(m, "WinogradWeights")
       .value("transformed", cpu::WinogradWeights::kTransformed)
-      .value("on_the_fly", cpu::WinogradWeights::kOnTheFly);
+      .value("on_the_fly", cpu::WinogradWeights::kOnTheFly)
+      .value("channel_lanes", cpu::WinogradWeights::kChannelLanes);
 }
 
 void bind_quantized_steps(py::class_<PyPlanBuilder>& builder);

@@ -211,7 +211,7 @@ void ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvC
                             const Parallel& parallel) const {
   float* v = context.arena + p_.winograd_scratch;
   const auto input = [&](cpu::TileRows rows, Share share, float* to) {
-    plan.kernels->winograd_input(winograd_, rows, call, share.first, share.last, to);
+    plan.kernels->winograd_input(winograd_, rows, p_.winograd_form, call, share.first, share.last, to);
   };
   const auto output = [&](cpu::TileRows rows, Share share, const float* from, int rank) {
     if (share.first < share.last)

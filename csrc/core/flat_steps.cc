@@ -18,17 +18,20 @@ cpu::Tensor shape_only(const FlatRef& ref) {
   return tensor;
 }
 
+LinearStep::LinearStep(Plan& plan, Params params)
+    : p_(params), packed_(plan.packed.allocate(plan.kernels->linear_size(p_.out_features, p_.in_features))) {
+  plan.kernels->linear_pack(p_.out_features, p_.in_features, p_.weights, packed_);
+}
+
 void LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const float* x = plan.flat(context, p_.in_flat);
   const float* bias = plan.flat_or_null(context, p_.bias);
   float* y = plan.flat(context, p_.out_flat);
   const int64_t macs = static_cast<int64_t>(p_.in_features) * p_.out_features;
+  const int32_t panels = (p_.out_features + cpu::kLinearPanel - 1) / cpu::kLinearPanel;
   const auto part = [&](int rank, int size) {
-    const Share share = share_of(p_.out_features, rank, size);
-    if (share.first < share.last)
-      plan.kernels->linear(share.last - share.first, p_.in_features,
-                           p_.weights + static_cast<int64_t>(share.first) * p_.in_features,
-                           bias ? bias + share.first : nullptr, x, p_.clamp, y + share.first);
+    const Share share = share_of(panels, rank, size);
+    plan.kernels->linear(p_.out_features, p_.in_features, packed_, bias, x, p_.clamp, share.first, share.last, y);
   };
   if (macs < 65536)
     part(0, 1);

@@ -16,11 +16,12 @@ class LinearStep final : public Step {
     int32_t in_features, out_features;
     cpu::Clamp clamp;
   };
-  explicit LinearStep(Params params) : p_(params) {}
+  LinearStep(Plan& plan, Params params);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
   Params p_;
+  float* packed_;
 };
 
 class FlatStep final : public Step {

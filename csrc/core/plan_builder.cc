@@ -147,6 +147,9 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
     if (!has_winograd() || p.groups != 1 || p.kernel_h != 3 || p.kernel_w != 3 || p.winograd_scratch < 0)
       fail(name + ": not a Winograd convolution");
     const cpu::WinogradShape shape{in, out, p.winograd_m, plan_->shape_of(p.out_map)};
+    if (p.winograd_form == cpu::WinogradWeights::kChannelLanes &&
+        !(has_channel_lanes() && cpu::winograd_fits_channel_lanes(shape)))
+      fail(name + ": not a Winograd convolution for channels in the lanes");
     need_thread_scratch(sizeof(float) * plan_->kernels->winograd_sizes(shape, p.winograd_form).thread_scratch);
   }
   if (p.channel_lanes) {
@@ -178,7 +181,7 @@ void PlanBuilder::add_linear(const std::string& name, LinearStep::Params p) {
   if (plan_->flats[static_cast<size_t>(p.in_flat)].size() != p.in_features ||
       plan_->flats[static_cast<size_t>(p.out_flat)].size() != p.out_features)
     fail(name + ": linear sizes do not match");
-  append(name, "linear", std::make_unique<LinearStep>(p));
+  append(name, "linear", std::make_unique<LinearStep>(*plan_, p));
 }
 
 void PlanBuilder::add_plane_unary(const std::string& name, PlaneUnaryStep::Params p) {

@@ -132,9 +132,25 @@ constexpr TransformCycles transform_cycles(int lanes, int32_t m) {
                      : TransformCycles{{55, 85, 85}, {52, 65, 65}, 70};
 }
 
+// Of WinogradWeights::kChannelLanes.
+inline double winograd_channel_lanes_cycles(const WinogradShape& shape, int32_t live_in, int32_t live_out) {
+  const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
+  const double full = ceil_div(live_out, kChannelBlock);
+  const double vectors = full > blocks / 2 ? full : blocks / 2;  // out of at most two blocks each
+  const double per_pair = 240.0, per_chunk = 400.0, per_vector = 1800.0, per_input_group = 1300.0, start = 500.0;
+  const double cycles = start + per_input_group * ceil_div(live_in, 16) +
+                        vectors * (per_pair * live_in + per_chunk * ceil_div(live_in, 32) + per_vector);
+  const double block_bytes = 9.0 * kChannelBlock * sizeof(float);
+  const double stream =
+      stream_cycles(block_bytes * live_in * blocks,
+                    block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock), 1.0);
+  return cycles > stream ? cycles : stream;
+}
+
 inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
                               int32_t live_in, int32_t live_out) {
   if (live_out <= 0) return 0;
+  if (form == WinogradWeights::kChannelLanes) return winograd_channel_lanes_cycles(shape, live_in, live_out);
   const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
   const DirectTiles tiles = multiply_tiles(table.lanes);
   const TransformCycles transform = transform_cycles(table.lanes, shape.m);

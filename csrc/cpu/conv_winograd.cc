@@ -8,6 +8,7 @@
 
 #if defined(__AVX2__)
 
+#include "winograd_channel_lanes.h"
 #include "winograd_input.h"
 #include "winograd_multiply.h"
 #include "winograd_output.h"
@@ -29,6 +30,10 @@ WinogradSizes winograd_sizes(const WinogradShape& shape, WinogradWeights form) {
   const TileGrid grid = tile_grid(shape.out, shape.m, kLanes);
   const size_t elements = static_cast<size_t>(tile_elements(shape));
   const size_t channels = static_cast<size_t>(channel_blocks(shape.out_channels)) * kChannelBlock * shape.in_channels;
+#if defined(__AVX512F__)
+  if (form == WinogradWeights::kChannelLanes)
+    return {channels * 9, static_cast<size_t>(lanes_input_scratch(shape.in_channels)), LaneScratch::kSize};
+#endif
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const size_t products = static_cast<size_t>(matrix_stride(grid, kGroup)) * elements;
   const size_t weights = static_cast<size_t>(group_matrix(shape.in_channels, kGroup)) * elements;
@@ -38,15 +43,18 @@ WinogradSizes winograd_sizes(const WinogradShape& shape, WinogradWeights form) {
 }
 
 void winograd_pack(const WinogradShape& shape, WinogradWeights form, const float* weights, float* packed) {
-  if (form == WinogradWeights::kOnTheFly) {
+  if (form != WinogradWeights::kTransformed) {
     pack_raw(shape.out_channels, shape.in_channels, weights, packed);
   } else {
     pack_transformed(shape.m, shape.out_channels, shape.in_channels, weights, packed);
   }
 }
 
-void winograd_input(const WinogradShape& shape, TileRows rows, const ConvCall& call, int32_t first, int32_t last,
-                    float* v) {
+void winograd_input(const WinogradShape& shape, TileRows rows, [[maybe_unused]] WinogradWeights form,
+                    const ConvCall& call, int32_t first, int32_t last, float* v) {
+#if defined(__AVX512F__)
+  if (form == WinogradWeights::kChannelLanes) return lanes_input(shape.out, call, first, last, v);
+#endif
   const TileGrid grid = tile_grid(shape.out, shape.m, kLanes, rows);
   const int64_t stride = matrix_stride(grid, call.n_in);
   for (int32_t i = first; i < last; ++i) {
@@ -85,23 +93,8 @@ void transform_group(const WinogradShape& shape, const ConvCall& call, const Gro
                      int64_t step, int64_t stride) {
   LiveLanes live[kGroup];
   int32_t n = 0;
-  const auto stored = [&](int32_t vector) {
-    const int64_t block = vector / kVecsPerBlock;
-    return raw + block * shape.in_channels * kRawBlock + vector % kVecsPerBlock * kLanes;
-  };
-  for (int32_t i = group.first; i < group.last; ++n) {
-    // As many live outputs as fill a vector, out of at most two vectors of stored channels: where half of the
-    // channels are live, one transform does for two.
-    const int32_t vector = call.out_channel[i] / kLanes;
-    int32_t second = vector, count = 0;
-    int32_t lanes[kLanes] = {};
-    for (; i < group.last && count < kLanes; ++i) {
-      const int32_t own = call.out_channel[i] / kLanes;
-      if (own != second && second != vector) break;
-      second = own;
-      lanes[count++] = call.out_channel[i] % kLanes + (own == vector ? 0 : kLanes);
-    }
-    live[n] = {LaneChoice(lanes), stored(vector), second == vector ? nullptr : stored(second), count};
+  for (int32_t i = group.first; i < group.last; i += live[n++].count) {
+    live[n] = next_live_lanes(shape, call, raw, i, group.last);
   }
   (shape.m == 4 ? weight_tiles<4> : weight_tiles<2>)(live, n, call.in_channel, call.n_in, u, step, stride);
 }
@@ -113,6 +106,9 @@ bool adjoin(const ConvCall& call, const Group& group) {
 
 void winograd_output(const WinogradShape& shape, TileRows rows, WinogradWeights form, const float* packed,
                      const float* v, const ConvCall& call, int32_t first, int32_t last, float* thread_scratch) {
+#if defined(__AVX512F__)
+  if (form == WinogradWeights::kChannelLanes) return lanes_output(shape, packed, v, call, first, last, thread_scratch);
+#endif
   const TileGrid grid = tile_grid(shape.out, shape.m, kLanes, rows);
   const int32_t elements = tile_elements(shape);
   const int64_t v_matrix = matrix_stride(grid, call.n_in), out_matrix = matrix_stride(grid, kGroup);

@@ -118,9 +118,15 @@ struct WinogradShape {
   PlaneShape out;  // same height, width and pitch as the input
 };
 enum class WinogradWeights : int32_t {
-  kTransformed,  // stored transformed: (m+2)^2 matrices; for small layers
-  kOnTheFly,     // stored as [K/16][C][9][16], live pairs transformed per image; 4x less memory
+  kTransformed,   // stored transformed: (m+2)^2 matrices; for small layers
+  kOnTheFly,      // stored as [K/16][C][9][16], live pairs transformed per image; 4x less memory
+  kChannelLanes,  // stored like kOnTheFly; for maps that winograd_fits_channel_lanes(), needs has_channel_lanes
 };
+// F(4x4) on 2 x 2 tiles, which would leave most lanes empty.
+inline bool winograd_fits_channel_lanes(const WinogradShape& shape) {
+  const PlaneShape& map = shape.out;
+  return shape.m == 4 && map.height > 4 && map.height <= 8 && map.width > 4 && map.width <= 8;
+}
 struct WinogradSizes {
   size_t weights;         // floats of packed weights
   size_t input_scratch;   // floats of V for all inputs live, shared by the threads of one image
@@ -133,8 +139,8 @@ struct TileRows {
   int32_t first, last;
 };
 // Transforms live inputs [first, last) of call.input into v. All must be done before winograd_output for these rows.
-using WinogradInputFn = void (*)(const WinogradShape&, TileRows, const ConvCall&, int32_t first, int32_t last,
-                                 float* v);
+using WinogradInputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const ConvCall&, int32_t first,
+                                 int32_t last, float* v);
 // Multiplies, transforms back and finishes live outputs [first, last). v as written for all n_in.
 using WinogradOutputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const float* packed, const float* v,
                                   const ConvCall&, int32_t first, int32_t last, float* thread_scratch);
@@ -231,10 +237,13 @@ using PhaseSplitFn = void (*)(const PlaneShape& in, const PlaneShape& phase, int
 using PlaneLoadFn = void (*)(const PlaneShape&, const float* dense, float* y);
 using PlaneStoreFn = void (*)(const PlaneShape&, const float* x, float* dense);
 
-// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]); c ascends within fixed lanes, so that the result does not
-// depend on zeros being skipped. weights [K][C], x [C].
-using LinearFn = void (*)(int32_t out_features, int32_t in_features, const float* weights, const float* bias,
-                          const float* x, Clamp, float* y);
+// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]); c ascends, so that the result does not depend on zeros being skipped.
+// Weights are packed from [K][C]; x [C]. Computes panels [first_panel, last_panel) of kLinearPanel outputs.
+constexpr int32_t kLinearPanel = 64;
+using LinearSizeFn = size_t (*)(int32_t out_features, int32_t in_features);
+using LinearPackFn = void (*)(int32_t out_features, int32_t in_features, const float* weights, float* packed);
+using LinearFn = void (*)(int32_t out_features, int32_t in_features, const float* packed, const float* bias,
+                          const float* x, Clamp, int32_t first_panel, int32_t last_panel, float* y);
 
 // ---- flat tensors -----------------------------------------------------------------------------
 
@@ -300,6 +309,8 @@ struct KernelTable {
   PhaseSplitFn phase_split;
   PlaneLoadFn plane_load;
   PlaneStoreFn plane_store;
+  LinearSizeFn linear_size;
+  LinearPackFn linear_pack;
   LinearFn linear;
   const FlatOp* flat_ops;
   int32_t n_flat_ops;

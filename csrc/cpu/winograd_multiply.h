@@ -40,7 +40,7 @@ class WeightPrefetcher {
   static constexpr int kMaxPerStep = 6;
   DYNPRUNE_INLINE void fetch_line() {
     if (at_ == n_) return;
-    __builtin_prefetch(block_[block_at_] + column_[at_] * row_floats_ + line_ * 16, 0, 3);
+    __builtin_prefetch(block_[block_at_] + column_[at_] * row_floats_ + line_ * 16, 0, 2);
     if (++line_ < lines_) return;
     line_ = 0;
     if (++block_at_ < blocks_) return;

@@ -35,13 +35,33 @@ DYNPRUNE_INLINE void transform_weights(const Vec* w, int step, Vec* out, int out
   }
 }
 
-// Live output channels that fill one vector of transformed weights, out of one or two vectors of stored ones.
+// Live output channels that fill one vector of transformed weights, out of one or two vectors of stored ones: where
+// half of the channels are live, one transform does for two.
 struct LiveLanes {
   LaneChoice choice;
-  const float* raw;     // weights of input 0, rows of 16
-  const float* second;  // null for one vector
-  int32_t count;
+  const float* raw = nullptr;     // weights of input 0, rows of 16
+  const float* second = nullptr;  // null for one vector
+  int32_t count = 0;
 };
+
+// As many of the live outputs [first, last) of the call as fill a vector, first < last.
+inline LiveLanes next_live_lanes(const WinogradShape& shape, const ConvCall& call, const float* raw, int32_t first,
+                                 int32_t last) {
+  const auto stored = [&](int32_t vector) {
+    const int64_t block = vector / kVecsPerBlock;
+    return raw + block * shape.in_channels * kRawBlock + vector % kVecsPerBlock * kLanes;
+  };
+  const int32_t vector = call.out_channel[first] / kLanes;
+  int32_t second = vector, count = 0;
+  int32_t lanes[kLanes] = {};
+  for (int32_t i = first; i < last && count < kLanes; ++i) {
+    const int32_t own = call.out_channel[i] / kLanes;
+    if (own != second && second != vector) break;
+    second = own;
+    lanes[count++] = call.out_channel[i] % kLanes + (own == vector ? 0 : kLanes);
+  }
+  return {LaneChoice(lanes), stored(vector), second == vector ? nullptr : stored(second), count};
+}
 
 // Transforms 16 (AVX2: 8) output channels of one input, w[t] for tap t, to u[e * stride]. Writes whole vectors.
 template <int M>

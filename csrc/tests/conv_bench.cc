@@ -273,6 +273,9 @@ class Bench {
         for (const auto form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
           add_winograd(jobs, l, m, form);
         }
+        const WinogradShape shape{layer_.in_channels, layer_.out_channels, m, out_.shape()};
+        if (table_.has_channel_lanes && winograd_fits_channel_lanes(shape))
+          add_winograd(jobs, l, m, WinogradWeights::kChannelLanes);
       }
     }
     return jobs;
@@ -333,9 +336,9 @@ class Bench {
     scratch_ = floats(size + 16);
   }
   void add_winograd(std::vector<Timed>& jobs, Lists& l, int32_t m, WinogradWeights form) {
-    const bool transformed = form == WinogradWeights::kTransformed;
-    const std::string name = "F" + std::to_string(m) + (transformed ? " stored" : " on the fly");
-    Winograd& w = winograd_[m == 4][transformed];
+    constexpr const char* kForms[] = {" stored", " on the fly", " lanes"};
+    const std::string name = "F" + std::to_string(m) + kForms[static_cast<int>(form)];
+    Winograd& w = winograd_[m == 4][static_cast<int>(form)];
     if (!w.packed.memory) {
       w.shape = {layer_.in_channels, layer_.out_channels, m, out_.shape()};
       w.all = winograd_bands(w.shape, table_.lanes).rows(0, 1);
@@ -348,7 +351,7 @@ class Bench {
     }
     jobs.push_back({name, winograd_cycles(table_, w.shape, form, l.call.n_in, l.call.n_out), [this, &l, &w, form] {
                       float* v = scratch_.get();
-                      table_.winograd_input(w.shape, w.all, l.call, 0, l.call.n_in, v);
+                      table_.winograd_input(w.shape, w.all, form, l.call, 0, l.call.n_in, v);
                       table_.winograd_output(w.shape, w.all, form, w.packed.next(), v, l.call, 0, l.call.n_out,
                                              v + w.v_size);
                     }});
@@ -370,7 +373,7 @@ class Bench {
   StridedShape strided_{};
   Copies lanes_weights_;
   Copies direct_weights_;
-  Winograd winograd_[2][2];
+  Winograd winograd_[2][3];
   // Shared by all: an executor has one, and it stays in the caches.
   std::shared_ptr<float> scratch_;
   size_t scratch_size_ = 0;

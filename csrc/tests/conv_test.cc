@@ -602,8 +602,8 @@ void run_winograd(const KernelTable& table, const WinogradShape& shape, Winograd
   for (int32_t band = 0; band < bands; ++band) {
     std::vector<float> v(static_cast<size_t>(winograd_band_scratch(table, shape, form, bands)), nan);
     const TileRows rows = all.rows(band, bands);
-    if (call.n_in > in_cut) table.winograd_input(shape, rows, call, in_cut, call.n_in, v.data());
-    if (in_cut > 0) table.winograd_input(shape, rows, call, 0, in_cut, v.data());
+    if (call.n_in > in_cut) table.winograd_input(shape, rows, form, call, in_cut, call.n_in, v.data());
+    if (in_cut > 0) table.winograd_input(shape, rows, form, call, 0, in_cut, v.data());
     table.winograd_output(shape, rows, form, packed.data(), v.data(), call, out_cut, call.n_out, scratch.data());
     if (out_cut > 0)
       table.winograd_output(shape, rows, form, packed.data(), v.data(), call, 0, out_cut, scratch.data());
@@ -637,12 +637,14 @@ void test_winograd(const KernelTable& table, int32_t m, const Conv& conv, int32_
   run_winograd(table, shape, WinogradWeights::kTransformed, weights, run, epilogue, false);
   check_run(name, conv, in, weights, run, epilogue, data.residual, winograd_tolerance(m));
 
+  std::vector<WinogradWeights> forms{WinogradWeights::kTransformed, WinogradWeights::kOnTheFly};
+  if (table.has_channel_lanes && winograd_fits_channel_lanes(shape)) forms.push_back(WinogradWeights::kChannelLanes);
   const auto check_bits = [&](const Run& other, const char* what) {
     bool same_bits = true;
     for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, other.output, k);
     check(same_bits, name + ": " + what);
   };
-  for (const WinogradWeights form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
+  for (const WinogradWeights form : forms) {
     Run sliced(conv, in, live_in, live_out);
     run_winograd(table, shape, form, weights, sliced, epilogue, true);
     check_bits(sliced, "slices and weight forms give the same bits");
@@ -651,21 +653,23 @@ void test_winograd(const KernelTable& table, int32_t m, const Conv& conv, int32_
     if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.clear(c);
   }
   const std::vector<int32_t> every_out = all_of(conv.out_channels);
-  for (const WinogradWeights form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
+  for (const WinogradWeights form : forms) {
     Run dense(conv, in, all_of(conv.in_channels), every_out);
     run_winograd(table, shape, form, weights, dense, data.select(terms, every_out), false);
     check_bits(dense, "skipping gives the bits of the dense run");
   }
   if (terms & kResidual) {
-    Run in_place(conv, in, live_in, live_out);
-    for (int32_t k : live_out) {
-      std::copy(data.residual.plane(k), data.residual.plane(k) + in.out.shape().blocks * kBlock,
-                in_place.output.plane(k));
+    for (const WinogradWeights form : forms) {
+      Run in_place(conv, in, live_in, live_out);
+      for (int32_t k : live_out) {
+        std::copy(data.residual.plane(k), data.residual.plane(k) + in.out.shape().blocks * kBlock,
+                  in_place.output.plane(k));
+      }
+      Epilogue aliased = data.select(terms, live_out);
+      aliased.residual = in_place.outputs.data();
+      run_winograd(table, shape, form, weights, in_place, aliased, false);
+      check_bits(in_place, "residual in place");
     }
-    Epilogue aliased = data.select(terms, live_out);
-    aliased.residual = in_place.outputs.data();
-    run_winograd(table, shape, WinogradWeights::kOnTheFly, weights, in_place, aliased, false);
-    check_bits(in_place, "residual in place");
   }
 }
 

@@ -352,15 +352,20 @@ void test_layout(const KernelTable& table) {
 
 void test_linear(const KernelTable& table) {
   Random random(8);
-  for (const int in : {1, 3, 15, 16, 17, 64, 100, 512}) {
-    for (const int out : {1, 3, 4, 8, 13, 64}) {
+  for (const int in : {1, 3, 15, 16, 17, 64, 100, 512, 1024, 2100}) {
+    for (const int out : {1, 3, 4, 8, 13, 64, 65, 100, 130, 176}) {
       const std::vector<float> w = random.values(size_t(in) * out), bias = random.values(out);
       std::vector<float> x = random.values(in), y(out), alone(out);
       for (int c = 0; c < in; c += 3) x[c] = 0.0f;
       const cpu::Clamp limits = out % 2 ? cpu::Clamp{0.0f, 6.0f} : cpu::Clamp{-kInf, kInf};
       const float* bias_data = out == 13 ? nullptr : bias.data();
-      table.linear(out, in, w.data(), bias_data, x.data(), limits, y.data());
-      bool ok = true, same_bits = true;
+      std::vector<float> packed(table.linear_size(out, in));
+      table.linear_pack(out, in, w.data(), packed.data());
+      const int panels = (out + cpu::kLinearPanel - 1) / cpu::kLinearPanel;
+      table.linear(out, in, packed.data(), bias_data, x.data(), limits, 0, panels, y.data());
+      for (int panel = panels - 1; panel >= 0; --panel)
+        table.linear(out, in, packed.data(), bias_data, x.data(), limits, panel, panel + 1, alone.data());
+      bool ok = true;
       for (int k = 0; k < out; ++k) {
         double sum = bias_data ? bias[k] : 0, terms = std::fabs(sum);
         for (int c = 0; c < in; ++c) {
@@ -368,12 +373,9 @@ void test_linear(const KernelTable& table) {
           terms += std::fabs(double(w[size_t(k) * in + c]) * x[c]);
         }
         ok &= close(y[k], std::min(std::max(sum, double(limits.lo)), double(limits.hi)), 2, terms * 1e-6);
-        table.linear(1, in, w.data() + size_t(k) * in, bias_data ? bias_data + k : nullptr, x.data(), limits,
-                     &alone[k]);
-        same_bits &= alone[k] == y[k];
       }
       counter.check(ok, isa_name + " linear " + std::to_string(in) + " -> " + std::to_string(out));
-      counter.check(same_bits, isa_name + " linear rows alone " + std::to_string(in) + " -> " + std::to_string(out));
+      counter.check(alone == y, isa_name + " linear panels alone " + std::to_string(in) + " -> " + std::to_string(out));
     }
   }
 }

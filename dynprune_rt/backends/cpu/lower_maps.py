@@ -133,7 +133,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     tiny = lanes and min(_size(y)) <= _TINY_MAP
     winograd = recorder.builder.has_winograd and not tiny
     if winograd and _is_winograd_shape(kernel, stride, dilation, padding, groups, _size(y)):
-        site = WinogradSite(x.type.channels, out_channels, out)
+        site = WinogradSite(x.type.channels, out_channels, out, recorder.builder.has_channel_lanes)
         recorder.winograd_sites.append(site)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     if shift is None or shift.type.batched:

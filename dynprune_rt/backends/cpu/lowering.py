@@ -60,16 +60,24 @@ class WinogradSite:
     in_channels: int
     out_channels: int
     out: MapView
+    channel_lanes: bool  # whether the kernels of this CPU can hold output channels in the lanes
+
+    @property
+    def _few_tiles(self) -> bool:
+        """Maps of 2 x 2 tiles of F(4x4, 3x3), which fill a vector with output channels only."""
+        return self.channel_lanes and all(4 < side <= 8 for side in (self.out.height, self.out.width))
 
     @property
     def m(self) -> int:
-        """Tile size of F(m x m, 3x3). 4 saves more multiplications, 2 fits maps such as 7x7 and 8x8 exactly."""
-        return 4 if min(self.out.height, self.out.width) >= 12 else 2
+        """Tile size of F(m x m, 3x3). 4 saves more multiplications, 2 fills vectors on smaller maps."""
+        return 4 if self._few_tiles or min(self.out.height, self.out.width) >= 12 else 2
 
     @property
     def form(self) -> _C.WinogradWeights:
         """Transformed weights for layers whose weights stay in the cache whatever runs in between; beyond,
         transforming the live ones of each image costs less than fetching up to four times the bytes."""
+        if self._few_tiles:
+            return _C.WinogradWeights.channel_lanes
         transformed = 4 * (self.m + 2) ** 2 * self.in_channels * self.out_channels
         return _C.WinogradWeights.on_the_fly if transformed > (64 << 10) else _C.WinogradWeights.transformed
 
