@@ -110,11 +110,13 @@ void flat_order(const FlatCall& call) {
       float* values = call.out[0].data + o * count * inner + k;
       float* indices = call.out[1].data + o * count * inner + k;
       if (n <= kCountingLimit && rank_line(n, x, inner, descending, rank)) {
-        for (int64_t i = 0; i < n; ++i) {
-          const int64_t at = static_cast<int64_t>(rank[i]) - first;
-          if (at < 0 || at >= count) continue;
-          values[at * inner] = x[i * inner];
-          indices[at * inner] = static_cast<float>(i);
+        // All places are filled, so that no branch depends on the values.
+        int32_t order[kCountingLimit];
+        for (int64_t i = 0; i < n; ++i) order[static_cast<int32_t>(rank[i])] = static_cast<int32_t>(i);
+        for (int64_t i = 0; i < count; ++i) {
+          const int32_t from = order[first + i];
+          values[i * inner] = x[from * inner];
+          indices[i * inner] = static_cast<float>(from);
         }
         continue;
       }

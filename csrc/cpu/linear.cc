@@ -12,7 +12,7 @@ namespace {
 constexpr int kPanelBlocks = kLinearPanel / kBlock;
 constexpr int kBlocksAtOnce = kLanes == 4 ? 2 : kPanelBlocks;  // sums that fit the registers
 constexpr int32_t kListed = 1024;                              // inputs at a time
-constexpr int32_t kAhead = 8;                                  // inputs whose weights are fetched
+constexpr int32_t kAhead = 16;                                 // inputs whose weights are fetched
 
 int32_t panel_width(int32_t out_features, int32_t panel) {
   const int32_t left = out_features - panel * kLinearPanel;

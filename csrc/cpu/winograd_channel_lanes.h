@@ -1,7 +1,7 @@
 // Winograd F(4x4, 3x3) with output channels in the lanes, for maps of 2 x 2 tiles (5 to 8 pixels a side).
 //
 // With tiles in the lanes such a map fills a quarter of a vector, or needs F(2x2), which multiplies 1.8 times as often.
-// Here a vector holds 16 live outputs and the four tiles are broadcast. Per vector, for a few inputs at a time:
+// Here a vector holds 16 live outputs and the four tiles are broadcast. Per vector, for 16 inputs at a time:
 //
 //     H = G w                 the first half of the weight transform, kept in the first-level cache
 //     for each row e of a tile's elements: u = G H_e in registers, sums[e][tile] += u * V[e][tile]
@@ -25,14 +25,13 @@ constexpr int kElementRow = 6;                        // elements of a row of a 
 constexpr int kRowFloats = kLaneTiles * kElementRow;  // of V, per row of elements and input: [tile][column]
 constexpr int kInputGroup = kLanes;                   // inputs that adjoin in V
 constexpr int64_t kGroupFloats = int64_t{kElementRow} * kRowFloats * kInputGroup;  // of V, per group of inputs
-constexpr int kInputsAtOnce = kInputGroup;
 constexpr int kMapSide = 8;
 constexpr int kPaddedSide = kMapSide + 2;
 
 struct LaneScratch {
-  static constexpr int64_t kSums = int64_t{kElementRow} * kRowFloats * kLanes;         // [row][tile][column][16]
-  static constexpr int64_t kHalf = int64_t{kElementRow} * kInputsAtOnce * 3 * kLanes;  // [row][input][3][16]
-  static constexpr int64_t kPixels = int64_t{kMapSide} * kMapSide * kLanes;            // [y][x][16]
+  static constexpr int64_t kSums = int64_t{kElementRow} * kRowFloats * kLanes;       // [row][tile][column][16]
+  static constexpr int64_t kHalf = int64_t{kElementRow} * kInputGroup * 3 * kLanes;  // [row][input][3][16]
+  static constexpr int64_t kPixels = int64_t{kMapSide} * kMapSide * kLanes;          // [y][x][16]
   static constexpr int64_t kSize = kSums + kHalf + kPixels;
 };
 
@@ -152,14 +151,13 @@ struct RawAhead {
   }
 };
 
-// sums[tile][column] += u V for one row of elements and `count` inputs; `v` and `half` of the first of them.
+// sums[tile][column] += u V for one row of elements and `count` inputs of a group; `v` and `half` of the first of them.
 __attribute__((noinline)) void multiply_row(const float* half, const float* v, int32_t count, bool start, int row,
                                             const RawAhead& ahead, float* sums) {
   Vec acc[kRowFloats];
   DYNPRUNE_UNROLL for (int k = 0; k < kRowFloats; ++k) acc[k] = start ? zero() : load(sums + k * kLanes);
   const int first_line = row * 3 / 2, last_line = (row + 1) * 3 / 2;
   for (int32_t n = 0; n < count; ++n, half += 3 * kLanes) {
-    const float* x = v + n / kInputGroup * kGroupFloats + n % kInputGroup;
     ahead.fetch(n, first_line, last_line);
     Vec h[3], u[kElementRow];
     DYNPRUNE_UNROLL for (int s = 0; s < 3; ++s) h[s] = load(half + s * kLanes);
@@ -167,7 +165,7 @@ __attribute__((noinline)) void multiply_row(const float* half, const float* v, i
     DYNPRUNE_UNROLL for (int j = 0; j < kElementRow; ++j) {
       DYNPRUNE_UNROLL for (int t = 0; t < kLaneTiles; ++t) {
         const int k = t * kElementRow + j;
-        acc[k] = fma(u[j], broadcast(x[k * kInputGroup]), acc[k]);
+        acc[k] = fma(u[j], broadcast(v[k * kInputGroup + n]), acc[k]);
       }
     }
   }
@@ -233,17 +231,17 @@ inline void lanes_output(const WinogradShape& shape, const float* raw, const flo
   float* const sums = thread_scratch;
   float* const half = sums + LaneScratch::kSums;
   float* const pixels = half + LaneScratch::kHalf;
-  constexpr int64_t kHalfRow = int64_t{kInputsAtOnce} * 3 * kLanes;
+  constexpr int64_t kHalfRow = int64_t{kInputGroup} * 3 * kLanes;
   const LanesFinishFn finish = kLanesFinish[static_cast<int>(epilogue_kind(call.epilogue))];
   SharedLanes shared = shared_lanes(shape, call, raw, first, last);
   for (int32_t at = first; at < last;) {
     const int32_t next = at + shared.count;
     const SharedLanes coming = shared_lanes(shape, call, raw, next, last);
     const HalfTransformFn transform = kHalfTransform[shared.blocks - 1];
-    for (int32_t i = 0; i == 0 || i < call.n_in; i += kInputsAtOnce) {
-      const int32_t count = call.n_in - i < kInputsAtOnce ? call.n_in - i : kInputsAtOnce;
+    for (int32_t i = 0; i == 0 || i < call.n_in; i += kInputGroup) {
+      const int32_t count = call.n_in - i < kInputGroup ? call.n_in - i : kInputGroup;
       for (int32_t n = 0; n < count; ++n) transform(shared, call.in_channel[i + n], half + n * 3 * kLanes, kHalfRow);
-      const int32_t ahead = i + kInputsAtOnce;
+      const int32_t ahead = i + kInputGroup;
       const RawAhead fetched = ahead < call.n_in ? RawAhead{&shared, call.in_channel + ahead, call.n_in - ahead}
                                                  : RawAhead{&coming, call.in_channel, call.n_in};
       for (int row = 0; row < kElementRow; ++row) {

@@ -444,6 +444,8 @@ bool is_planned(const KernelTable& table, const Layer& layer, const Bench& bench
   if (layer.stride == 2 && table.has_channel_lanes) return algorithm == "channel lanes";
   const bool tiny = table.has_channel_lanes && layer.size <= 4;
   if (table.has_winograd && layer.kernel == 3 && !tiny) {
+    const bool few_tiles = table.has_channel_lanes && layer.size <= 8;
+    if (few_tiles) return algorithm == "direct" || algorithm == "F4 lanes";
     const int m = layer.size >= 12 ? 4 : 2;
     const bool stored = 4 * (m + 2) * (m + 2) * layer.in_channels * layer.out_channels <= 64 << 10;
     const std::string winograd = "F" + std::to_string(m) + (stored ? " stored" : " on the fly");
