@@ -105,6 +105,9 @@ def gate_names(mask: Value | None) -> list[str]:
     return list(names)
 
 
+#: Operators that are a layer's work: what inspect lists and a profile counts multiply-accumulates of.
+LAYERS = ("conv2d", "quantized_conv2d", "linear")
+
 _MASK_ALGEBRA = frozenset(
     ("logical_and", "logical_or", "logical_not", "cat", "index_select", "expand", "reshape", "repeat")
 )
@@ -121,7 +124,7 @@ def _layer_table(graph: Graph) -> Iterator[str]:
     rows = [("layer", "shape", "MACs", "skips inputs by", "skips outputs by")]
     notes = [""]
     for node in graph.nodes:
-        if node.op not in ("conv2d", "quantized_conv2d", "linear"):
+        if node.op not in LAYERS:
             continue
         rows.append(
             (
@@ -132,12 +135,14 @@ def _layer_table(graph: Graph) -> Iterator[str]:
                 _deciders(node.computed or node.output.live),
             )
         )
-        notes.append(node.note if "-" in rows[-1] else "")
+        notes.append(node.note if "-" in rows[-1] and node.op != "linear" else "")
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row, note in zip(rows, notes, strict=True):
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for line in note.splitlines():
             yield f"    {line}"
+    if any(node.op == "linear" for node in graph.nodes):
+        yield "linear layers are not masked: all of their inputs are read and all of their outputs computed"
 
 
 def weight_widths(graph: Graph, node: Node) -> dict[int, int]:
@@ -203,7 +208,7 @@ def _fact(key: str, value: Any) -> list[str]:
     if isinstance(value, list):
         if any(isinstance(item, dict) for item in value):
             return [f"{key}:", *(f"    {_record(item) if isinstance(item, dict) else item}" for item in value)]
-        return [f"{key}: {', '.join(str(item) for item in value)}"] if value else []
+        return [f"{key}: {', '.join(str(item) for item in value)}"] if any(value) else []
     return [f"{key}: {value}"]
 
 

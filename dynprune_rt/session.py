@@ -132,7 +132,8 @@ def _warn_of_portable_code(program: Program) -> None:
 class Session:
     """A program on one device. `run` may be called from several Python threads at once.
 
-    Each concurrent call works in memory of its own; the first gets all the session's threads.
+    Each concurrent call works in memory of its own; the first gets all the session's threads. A process that is
+    forked while no call is running can go on using its parent's sessions.
     """
 
     def __init__(self, program: Program, threads: int = 0) -> None:
@@ -143,7 +144,10 @@ class Session:
         self.program = program
         _warn_of_portable_code(program)
         self._plan = lower(program.graph, cpu_isa())
-        self._executor = _C.Executor(self._plan.plan, count)
+        try:
+            self._executor = _C.Executor(self._plan.plan, count)
+        except RuntimeError as error:  # std::system_error
+            raise DeviceError(f"cannot start {count} threads ({error}); ask for fewer with threads=") from None
         self._output_dtypes = [np.dtype(_NUMPY_DTYPES[d]) for d in self._plan.output_dtypes]
 
     @property

@@ -55,8 +55,7 @@ void check(const char* kernel, const std::string& why) {
 }
 
 ConvParams conv_params(const Map& x, const Map& y, uintptr_t computed, uintptr_t weights, const EpilogueArgs& args,
-                       const std::array<int, 8>& geometry, int layout, int groups, int batch, int segments = 1,
-                       uintptr_t partials = 0) {
+                       const std::array<int, 8>& geometry, int layout, int groups, int batch) {
   const auto [kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w] = geometry;
   ConvParams p{};
   p.x = map_ref(x);
@@ -69,9 +68,17 @@ ConvParams conv_params(const Map& x, const Map& y, uintptr_t computed, uintptr_t
   p.layout = static_cast<WeightLayout>(layout);
   p.groups = groups;
   p.batch = batch;
-  p.segments = segments;
-  p.partials = pointer<float>(partials);
+  p.segments = 1;
   return p;
+}
+
+GroupResults group_results(uintptr_t data, const std::vector<int>& kinds) {
+  if (kinds.size() > kMaxFusedReductions) throw std::runtime_error("conv_gemm: too many reductions");
+  GroupResults results;
+  results.data = pointer<float>(data);
+  results.count = static_cast<int>(kinds.size());
+  for (size_t i = 0; i < kinds.size(); ++i) results.kinds[i] = static_cast<SpatialKind>(kinds[i]);
+  return results;
 }
 
 }  // namespace
@@ -81,6 +88,8 @@ PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
   m.attr("VERSION") = kKernelsVersion;
   m.attr("MAX_SORT_LENGTH") = kMaxSortLength;
   m.attr("MAX_CHANNELS") = kMaxChannels;
+  m.attr("MAX_FUSED_REDUCTIONS") = kMaxFusedReductions;
+  m.attr("GROUP_PIXELS") = kGroupPixels;
 
   m.def("probe", [] {
     const Probe p = probe();
@@ -106,9 +115,11 @@ PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
         name,
         [name, call](const Map& x, const Map& y, uintptr_t computed, uintptr_t weights, const EpilogueArgs& args,
                      const std::array<int, 8>& geometry, int layout, int batch, int segments, uintptr_t partials,
-                     int element, int blocks, uintptr_t stream) {
-          const ConvParams p =
-              conv_params(x, y, computed, weights, args, geometry, layout, 1, batch, segments, partials);
+                     uintptr_t results, const std::vector<int>& kinds, int element, int blocks, uintptr_t stream) {
+          ConvParams p = conv_params(x, y, computed, weights, args, geometry, layout, 1, batch);
+          p.segments = segments;
+          p.partials = pointer<float>(partials);
+          p.group_results = group_results(results, kinds);
           check(name, call(p, static_cast<Element>(element), blocks, pointer(stream)));
         },
         released);
@@ -157,8 +168,14 @@ PYBIND11_MODULE(DYNPRUNE_CUDA_MODULE, m) {
       released);
   m.def(
       "spatial_reduce",
-      [](const Map& x, uintptr_t y, int kind, int batch, int element, uintptr_t stream) {
-        const SpatialReduceParams p{map_ref(x), pointer<float>(y), static_cast<SpatialKind>(kind), batch};
+      [](const Map& x, uintptr_t y, int kind, uintptr_t results, uintptr_t computed, int batch, int element,
+         uintptr_t stream) {
+        const SpatialReduceParams p{map_ref(x),
+                                    pointer<float>(y),
+                                    static_cast<SpatialKind>(kind),
+                                    pointer<const float>(results),
+                                    pointer(computed),
+                                    batch};
         check("spatial_reduce", spatial_reduce(p, static_cast<Element>(element), pointer(stream)));
       },
       released);

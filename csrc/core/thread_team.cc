@@ -1,5 +1,7 @@
 #include "core/thread_team.h"
 
+#include <pthread.h>
+
 #include <chrono>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -32,61 +34,92 @@ bool spin_until(Condition done) {
   return done();
 }
 
+// Forks between the process that loaded this module and this one.
+std::atomic<uint32_t> forks{0};
+[[maybe_unused]] const int registered =
+    pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+
 }  // namespace
 
-ThreadTeam::ThreadTeam(int size) {
-  workers_.reserve(static_cast<size_t>(size > 1 ? size - 1 : 0));
-  for (int rank = 1; rank < size; ++rank) workers_.emplace_back([this, rank] { worker_loop(rank); });
+ThreadTeam::ThreadTeam(int size) : size_(size > 1 ? size : 1) {
+  if (size_ > 1) hire();
 }
 
 ThreadTeam::~ThreadTeam() {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stop_.store(true, std::memory_order_relaxed);
-    epoch_.fetch_add(1, std::memory_order_seq_cst);
+  if (!crew_) return;
+  if (forks_ == forks.load(std::memory_order_relaxed)) {
+    dismiss(*crew_);
+  } else {
+    static_cast<void>(crew_.release());  // its threads are the parent's: nobody to stop or to join
   }
-  wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadTeam::hire() {
+  auto crew = std::make_unique<Crew>();
+  crew->workers.reserve(static_cast<size_t>(size_ - 1));
+  try {
+    for (int rank = 1; rank < size_; ++rank) {
+      crew->workers.emplace_back([crew = crew.get(), rank] { worker_loop(*crew, rank); });
+    }
+  } catch (...) {
+    dismiss(*crew);
+    throw;
+  }
+  static_cast<void>(crew_.release());  // a crew from before a fork: its mutex may be locked for ever, so leave it be
+  crew_ = std::move(crew);
+  forks_ = forks.load(std::memory_order_relaxed);
+}
+
+void ThreadTeam::dismiss(Crew& crew) {
+  {
+    std::lock_guard<std::mutex> lock(crew.mutex);
+    crew.stop.store(true, std::memory_order_relaxed);
+    crew.epoch.fetch_add(1, std::memory_order_seq_cst);
+  }
+  crew.wake.notify_all();
+  for (std::thread& worker : crew.workers) worker.join();
 }
 
 void ThreadTeam::fork_join(Entry entry, void* body) {
-  entry_ = entry;
-  body_ = body;
-  unfinished_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_seq_cst);
+  if (forks_ != forks.load(std::memory_order_relaxed)) hire();
+  Crew& crew = *crew_;
+  crew.entry = entry;
+  crew.body = body;
+  crew.unfinished.store(size_ - 1, std::memory_order_relaxed);
+  crew.epoch.fetch_add(1, std::memory_order_seq_cst);
   // A worker counts itself as a sleeper before it checks the epoch for the last time, so that either
   // it sees this epoch or we see the sleeper.
-  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+  if (crew.sleepers.load(std::memory_order_seq_cst) > 0) {
     {
-      std::lock_guard<std::mutex> lock(mutex_);
+      std::lock_guard<std::mutex> lock(crew.mutex);
     }
-    wake_.notify_all();
+    crew.wake.notify_all();
   }
   entry(body, 0);
   int spins = 0;
-  while (unfinished_.load(std::memory_order_acquire) > 0) {
+  while (crew.unfinished.load(std::memory_order_acquire) > 0) {
     relax();
     if (++spins > 4096) std::this_thread::yield();  // more threads than cores: let the worker have ours
   }
 }
 
-void ThreadTeam::worker_loop(int rank) {
+void ThreadTeam::worker_loop(Crew& crew, int rank) {
 #if defined(__x86_64__) || defined(__i386__)
   _mm_setcsr(_mm_getcsr() | 0x8040);  // flush denormals, as every thread that executes a plan does
 #endif
   uint32_t seen = 0;
   for (;;) {
-    const auto arrived = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
+    const auto arrived = [&] { return crew.epoch.load(std::memory_order_acquire) != seen; };
     if (!spin_until(arrived)) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.wait(lock, [&] { return epoch_.load(std::memory_order_seq_cst) != seen; });
-      sleepers_.fetch_sub(1, std::memory_order_relaxed);
+      std::unique_lock<std::mutex> lock(crew.mutex);
+      crew.sleepers.fetch_add(1, std::memory_order_seq_cst);
+      crew.wake.wait(lock, [&] { return crew.epoch.load(std::memory_order_seq_cst) != seen; });
+      crew.sleepers.fetch_sub(1, std::memory_order_relaxed);
     }
-    seen = epoch_.load(std::memory_order_acquire);
-    if (stop_.load(std::memory_order_relaxed)) return;
-    entry_(body_, rank);
-    unfinished_.fetch_sub(1, std::memory_order_release);
+    seen = crew.epoch.load(std::memory_order_acquire);
+    if (crew.stop.load(std::memory_order_relaxed)) return;
+    crew.entry(crew.body, rank);
+    crew.unfinished.fetch_sub(1, std::memory_order_release);
   }
 }
 

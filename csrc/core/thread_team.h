@@ -1,12 +1,14 @@
 // A persistent team of threads with fork-join regions, made for layers of a few microseconds.
 //
 // Workers spin for a short while after a region and then sleep, so that an idle session costs
-// nothing and the next layer of a running network finds them awake.
+// nothing and the next layer of a running network finds them awake. A process that was forked off
+// has none of its parent's threads: there the team starts its own at the next region.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -22,13 +24,13 @@ class ThreadTeam {
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return size_; }
 
   // Calls f(rank) for rank 0 .. size()-1, rank 0 on the calling thread; returns when all are done.
   // One caller at a time. f must not throw.
   template <class F>
   void run(F&& f) {
-    if (workers_.empty()) {
+    if (size_ == 1) {
       f(0);
       return;
     }
@@ -38,18 +40,25 @@ class ThreadTeam {
 
  private:
   using Entry = void (*)(void* body, int rank);
+  struct Crew {
+    std::vector<std::thread> workers;
+    Entry entry = nullptr;
+    void* body = nullptr;
+    alignas(64) std::atomic<uint32_t> epoch{0};
+    alignas(64) std::atomic<int> unfinished{0};
+    alignas(64) std::atomic<int> sleepers{0};
+    std::atomic<bool> stop{false};
+    std::mutex mutex;
+    std::condition_variable wake;
+  };
+  void hire();  // throws std::system_error where the system has no more threads
+  static void dismiss(Crew& crew);
   void fork_join(Entry entry, void* body);
-  void worker_loop(int rank);
+  static void worker_loop(Crew& crew, int rank);
 
-  std::vector<std::thread> workers_;
-  Entry entry_ = nullptr;
-  void* body_ = nullptr;
-  alignas(64) std::atomic<uint32_t> epoch_{0};
-  alignas(64) std::atomic<int> unfinished_{0};
-  alignas(64) std::atomic<int> sleepers_{0};
-  std::atomic<bool> stop_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  int size_;
+  uint32_t forks_ = 0;  // of this process's line when the crew was hired
+  std::unique_ptr<Crew> crew_;
 };
 
 // The share [first, last) of `count` items that `rank` of `size` works on.

@@ -15,6 +15,8 @@ constexpr int kStepChunks = 4;                    // chunks of K per step
 constexpr int kStages = 4;                        // steps in flight
 constexpr int kStageUnits = kTile * kStepChunks;  // 16-byte units of one operand in one stage
 
+static_assert(kKeptBytes <= 2 * kStages * kStageUnits * 16, "a kept tile lies over the stages");
+
 // Shared memory: the stages of A, those of B, the image's stored channels, the first tile of every image; where a block
 // computes several segments also the sums of those before.
 DYNPRUNE_HD constexpr size_t gemm_totals_offset(int channels, int batch) {
@@ -269,7 +271,7 @@ __global__ void __launch_bounds__(kGemmThreads, gemm_blocks_per_multiprocessor<T
         }
       }
       if (segment == last_segment) {
-        store_tile<T, L>(p, at, sums);
+        finish_tile<T, L>(p, at, sums, shared_memory());  // over the stages
         break;
       }
 #pragma unroll

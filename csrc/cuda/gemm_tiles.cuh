@@ -5,12 +5,17 @@
 #pragma once
 #include "cuda/device.h"
 #include "cuda/epilogue.cuh"
+#include "cuda/spatial_reduction.cuh"
 
 namespace dynprune::cuda {
 
 constexpr int kTile = 64;  // pixels and outputs of a tile
 constexpr int kGemmThreads = 128;
 constexpr int kThreadSums = kTile * kTile / kGemmThreads;
+// A tile's values as they were stored, kept in shared memory to be reduced: rows of so many floats, such that a warp
+// that writes its fragments meets every bank twice at most, and one that reads columns once.
+constexpr int kKeptPitch = kTile + 8;
+constexpr size_t kKeptBytes = kTile * kKeptPitch * sizeof(float);
 
 // Four warps share a tile, 32 x 32 each; a thread holds sums[i][j][h * 2 + e] of row 16 i + 8 h + lane / 4 and column
 // 8 j + 2 (lane % 4) + e of its warp's part.
@@ -78,8 +83,9 @@ __device__ __forceinline__ int output_of(const ConvParams& p, int image, int col
 }
 
 // Writes a tile's results. Two neighbouring channels go out as one store where they are neighbours in memory.
+// `kept`, if not null, receives them as they were rounded.
 template <typename T, WeightLayout L>
-__device__ __forceinline__ void store_tile(const ConvParams& p, const TileAt& at, const Sums& sums) {
+__device__ __forceinline__ void store_tile(const ConvParams& p, const TileAt& at, const Sums& sums, float* kept) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int warp_row = (warp & 1) * 32, warp_column = (warp >> 1) * 32;
   const int rows = gemm_rows<L>(p), columns = gemm_columns<L>(p, at.image), pixels = p.shape.out_pixels();
@@ -118,6 +124,10 @@ __device__ __forceinline__ void store_tile(const ConvParams& p, const TileAt& at
         if (channel[e].out == kAbsent) continue;
         const float v = gated(epilogue, channel[e], sums[r >> 1][j][(r & 1) * 2 + e]);
         result[e] = from_float<T>(finish<T>(epilogue, channel[e], p.y, image[r], pixel[r], v));
+        if (kept) {
+          const int row_of_tile = warp_row + r * 8 + (lane >> 2), column_of_tile = warp_column + j * 8 + (lane & 3) * 2;
+          kept[row_of_tile * kKeptPitch + column_of_tile + e] = to_float(result[e]);
+        }
       }
       if (channel[0].out != kAbsent && channel[1].out == channel[0].out + 1 && channel[0].out % 2 == 0) {
         *reinterpret_cast<Pair<T>*>(row + channel[0].out) = Pair<T>{result[0], result[1]};
@@ -129,11 +139,46 @@ __device__ __forceinline__ void store_tile(const ConvParams& p, const TileAt& at
   }
 }
 
+// Reduces a kept tile: every thread one column of one group of pixels.
+template <WeightLayout L>
+__device__ __forceinline__ void reduce_tile(const ConvParams& p, const TileAt& at, const float* kept) {
+  static_assert(kGemmThreads == kTile * (kTile / kGroupPixels), "one result per thread");
+  const int column = threadIdx.x % kTile, part = threadIdx.x / kTile * kGroupPixels, pixels = p.shape.out_pixels();
+  const int first_row = at.first_pixel + part, left = gemm_rows<L>(p) - first_row;
+  const int output = output_of<L>(p, at.image, gemm_columns<L>(p, at.image), at.first_column + column);
+  if (left <= 0 || output < 0) return;
+  const int image = L == WeightLayout::kDense ? first_row / pixels : at.image;
+  if (place_of(p.y, image, output) == kAbsent) return;
+  const int group = (L == WeightLayout::kDense ? first_row - image * pixels : first_row) / kGroupPixels;
+  for (int i = 0; i < p.group_results.count; ++i) {
+    const size_t line = (static_cast<size_t>(i) * p.batch + image) * group_count(pixels) + group;
+    p.group_results.data[line * p.shape.outputs + output] = reduce_group(
+        Reduction(p.group_results.kinds[i]), left, [&](int row) { return kept[(part + row) * kKeptPitch + column]; });
+  }
+}
+
+// Stores a tile, and makes the reductions of it that are wanted. `kept`: shared memory of kKeptBytes that nobody writes
+// meanwhile. All threads call it.
+template <typename T, WeightLayout L>
+__device__ __forceinline__ void finish_tile(const ConvParams& p, const TileAt& at, const Sums& sums, void* kept) {
+  if (p.group_results.count == 0) {
+    store_tile<T, L>(p, at, sums, nullptr);
+    return;
+  }
+  __syncthreads();  // all threads are done with what lay there
+  store_tile<T, L>(p, at, sums, static_cast<float*>(kept));
+  __syncthreads();
+  reduce_tile<L>(p, at, static_cast<const float*>(kept));
+}
+
 // Where a thread's sums of one segment of a tile lie among the partial sums; they are kGemmThreads floats apart.
 __device__ __forceinline__ float* partial_sums(const ConvParams& p, int tile, int segment) {
   const size_t of_tile = static_cast<size_t>(tile) * p.segments + segment;
   return p.partials + of_tile * (kTile * kTile) + threadIdx.x;
 }
+
+// Shared memory of the kernel below: the first tile of every image, then a kept tile.
+DYNPRUNE_HD constexpr size_t finish_kept_offset(int batch) { return static_cast<size_t>(round_up(batch + 1, 4)) * 4; }
 
 // Adds the segments up in order and finishes the tiles; with the same grid numbering as conv_gemm_kernel.
 template <typename T, WeightLayout L>
@@ -149,7 +194,7 @@ __global__ void __launch_bounds__(kGemmThreads, 4) conv_gemm_finish_kernel(const
 #pragma unroll
       for (int i = 0; i < kThreadSums; ++i) sums[i >> 4][i >> 2 & 3][i & 3] += partial[i * kGemmThreads];
     }
-    store_tile<T, L>(p, tile_at<L>(p, first, tile), sums);
+    finish_tile<T, L>(p, tile_at<L>(p, first, tile), sums, shared_memory() + finish_kept_offset(p.batch));
   }
 }
 

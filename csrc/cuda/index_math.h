@@ -18,6 +18,8 @@ constexpr int kChunk = 8;
 constexpr unsigned kAbsent = 0xFFFF;
 // Channel numbers and positions are 16 bit; the last value is kAbsent.
 constexpr int kMaxChannels = 0xFFFE;
+// Pixels of an image whose values are reduced together (spatial_reduction.cuh).
+constexpr int kGroupPixels = 32;
 
 DYNPRUNE_HD constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 DYNPRUNE_HD constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }

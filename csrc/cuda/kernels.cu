@@ -71,6 +71,10 @@ std::string check_gemm(const ConvParams& p) {
   }
   if (dense && p.computed) return "dense convolutions compute all outputs";
   if (p.segments < 1) return "no segments";
+  if (p.group_results.count < 0 || p.group_results.count > kMaxFusedReductions) return "too many reductions";
+  if (p.group_results.count && !makes_group_results(p.layout, p.batch, p.shape.out_pixels())) {
+    return "tiles of several images are not reduced";
+  }
   const int64_t tiles = gemm_partials(p.shape, p.batch, p.segments) / (kTile * kTile);
   const int64_t rows = static_cast<int64_t>(p.batch) * p.shape.out_pixels();
   if (std::max(tiles, rows) > 0x7FFFFF00) return "too many tiles; split the batch";
@@ -99,7 +103,7 @@ std::string conv_gemm(const ConvParams& p, Element element, int blocks, void* st
 std::string conv_gemm_finish(const ConvParams& p, Element element, int blocks, void* stream) {
   if (std::string why = check_gemm(p); !why.empty()) return why;
   if (!p.partials) return "there are no partial sums to finish";
-  const size_t shared = static_cast<size_t>(p.batch + 1) * sizeof(int);
+  const size_t shared = finish_kept_offset(p.batch) + (p.group_results.count ? kKeptBytes : 0);
   if (std::string why = check_shared(shared, p); !why.empty()) return why;
   return by_element(element, [&](auto zero) {
     using T = decltype(zero);

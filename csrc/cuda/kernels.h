@@ -16,7 +16,7 @@
 namespace dynprune::cuda {
 
 // Counts changes of the kernels that change their speed: measured times of other versions are not used.
-constexpr int kKernelsVersion = 2;
+constexpr int kKernelsVersion = 3;
 
 enum class Element : int { kHalf = 0, kBFloat = 1, kFloat = 2 };  // fp32 is multiplied as tf32
 
@@ -28,6 +28,17 @@ struct MapRef {
 
   DYNPRUNE_HD int pitch() const { return round_up(channels, kChunk); }
   DYNPRUNE_HD int pixels() const { return h * w; }
+};
+
+enum class SpatialKind : int { kMean, kSum, kMeanAbs, kSumAbs, kSumSquares, kL2, kMax, kMin, kMaxAbs };
+constexpr int kMaxFusedReductions = 4;
+
+// Reductions of a convolution's output, of what is stored and while it is stored: one result per group of 32 pixels
+// (spatial_reduction.cuh), from which spatial_reduce makes those of the map.
+struct GroupResults {
+  float* data = nullptr;  // [count][batch][groups][K]; only channels that are computed and stored are written
+  int count = 0;
+  SpatialKind kinds[kMaxFusedReductions] = {};
 };
 
 struct LiveListParams {
@@ -67,6 +78,7 @@ struct ConvParams {
   // must follow.
   int segments;
   float* partials;
+  GroupResults group_results;
 };
 
 // Stored channels that a convolution does not compute: y = clamp(shift + residual, outer).
@@ -88,12 +100,12 @@ struct PoolParams {
   int batch;
 };
 
-enum class SpatialKind : int { kMean, kSum, kMeanAbs, kSumAbs, kSumSquares, kL2, kMax, kMin, kMaxAbs };
-
 struct SpatialReduceParams {
   MapRef x;
   float* y;  // [batch, C]; 0 for channels that are not stored
   SpatialKind kind;
+  const float* group_results;  // of one kind, from the convolution that made x; or null
+  const void* computed;        // channel sets of the channels that have group results; null = all
   int batch;
 };
 
@@ -130,6 +142,14 @@ struct SortParams {
   int outer, length, inner, keep, descending;
 };
 constexpr int kMaxSortLength = 8192;
+
+// Groups of pixels of one image.
+DYNPRUNE_HD constexpr int group_count(int pixels) { return ceil_div(pixels, kGroupPixels); }
+// Whether a convolution can make group results. Dense tiles run on from image to image, so that their groups are those
+// of one image only where nothing is left over.
+DYNPRUNE_HD constexpr bool makes_group_results(WeightLayout layout, int batch, int pixels) {
+  return layout != WeightLayout::kDense || batch == 1 || pixels % kGroupPixels == 0;
+}
 
 // Launches return an empty string, or why the kernel cannot run.
 std::string live_lists(const LiveListParams& p, void* stream);

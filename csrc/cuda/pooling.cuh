@@ -2,12 +2,9 @@
 #pragma once
 #include "cuda/device.h"
 #include "cuda/layout.cuh"
+#include "cuda/spatial_reduction.cuh"
 
 namespace dynprune::cuda {
-
-// Takes the larger value; NaN wins over everything.
-__device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
-__device__ __forceinline__ float smaller(float a, float b) { return a < b || a != a ? a : b; }
 
 template <typename T>
 __global__ void __launch_bounds__(kLayoutThreads) pool2d_kernel(const __grid_constant__ PoolParams p) {
@@ -55,37 +52,35 @@ __global__ void __launch_bounds__(kLayoutThreads) pool2d_kernel(const __grid_con
 
 constexpr int kSpatialWarps = 8;
 
-// One block per image and 32 stored channels: every warp adds up every eighth pixel, then warp after warp.
+// One block per image and 32 channels: every warp combines every eighth group of pixels, then warp after warp. Results
+// of groups that the convolution made are taken from there; channels that passed it by have none.
 template <typename T>
 __global__ void __launch_bounds__(kSpatialWarps * 32)
     spatial_reduce_kernel(const __grid_constant__ SpatialReduceParams p) {
   float* const partial = reinterpret_cast<float*>(shared_memory());  // [warp][lane]
-  const int groups = ceil_div(p.x.channels, 32), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int image = blockIdx.x / groups, channel = (blockIdx.x - image * groups) * 32 + lane;
+  const int blocks = ceil_div(p.x.channels, 32), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int image = blockIdx.x / blocks, channel = (blockIdx.x - image * blocks) * 32 + lane;
   const unsigned at = channel < p.x.channels ? place_of(p.x, image, channel) : kAbsent;
-  const bool maximum = p.kind == SpatialKind::kMax || p.kind == SpatialKind::kMaxAbs;
-  const bool minimum = p.kind == SpatialKind::kMin;
-  const bool absolute =
-      p.kind == SpatialKind::kMeanAbs || p.kind == SpatialKind::kSumAbs || p.kind == SpatialKind::kMaxAbs;
-  const bool squared = p.kind == SpatialKind::kSumSquares || p.kind == SpatialKind::kL2;
-  const float start = maximum ? -INFINITY : minimum ? INFINITY : 0.0f;
-  float total = start;
+  const bool reduced = at != kAbsent && p.group_results &&
+                       (!p.computed || set_view(p.computed, image, p.x.channels).position()[channel] != kAbsent);
+  const Reduction reduction(p.kind);
+  float total = reduction.start();
   if (at != kAbsent) {
-    for (int pixel = warp; pixel < p.x.pixels(); pixel += kSpatialWarps) {
-      float v = to_float(row_of<T>(p.x, image, pixel)[at]);
-      if (absolute) v = fabsf(v);
-      if (squared) v *= v;
-      total = maximum ? larger(v, total) : minimum ? smaller(v, total) : total + v;
+    const int groups = group_count(p.x.pixels());
+    for (int group = warp; group < groups; group += kSpatialWarps) {
+      const T* const rows = row_of<T>(p.x, image, group * kGroupPixels) + at;
+      const auto load = [&](int pixel) { return to_float(rows[static_cast<size_t>(pixel) * p.x.pitch()]); };
+      const size_t line = static_cast<size_t>(image) * groups + group;
+      const float of_group = reduced ? p.group_results[line * p.x.channels + channel]
+                                     : reduce_group(reduction, p.x.pixels() - group * kGroupPixels, load);
+      total = reduction.combine(total, of_group);
     }
   }
   partial[warp * 32 + lane] = total;
   __syncthreads();
   if (warp != 0 || channel >= p.x.channels) return;
-  total = start;
-  for (int w = 0; w < kSpatialWarps; ++w) {
-    const float v = partial[w * 32 + lane];
-    total = maximum ? larger(v, total) : minimum ? smaller(v, total) : total + v;
-  }
+  total = reduction.start();
+  for (int w = 0; w < kSpatialWarps; ++w) total = reduction.combine(total, partial[w * 32 + lane]);
   if (p.kind == SpatialKind::kMean || p.kind == SpatialKind::kMeanAbs) total /= static_cast<float>(p.x.pixels());
   if (p.kind == SpatialKind::kL2) total = sqrtf(total);
   p.y[static_cast<size_t>(image) * p.x.channels + channel] = at == kAbsent ? 0.0f : total;

@@ -1,7 +1,7 @@
 // What gates compute on vectors: linear layers, reductions and sorting, in fp32 and in a fixed order.
 #pragma once
 #include "cuda/device.h"
-#include "cuda/pooling.cuh"
+#include "cuda/spatial_reduction.cuh"
 
 namespace dynprune::cuda {
 

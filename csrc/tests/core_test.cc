@@ -1,4 +1,7 @@
 // The thread team, the plan builder's checks, and the executor: threads, batches, concurrency, memory.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -68,6 +71,20 @@ void test_team_wakes_sleeping_workers() {
     team.run([&](int) { ++ran; });
     check(ran == 3, "workers that went to sleep take part again");
   }
+}
+
+void test_team_works_in_a_forked_process() {
+  ThreadTeam team(3);
+  team.run([](int) {});
+  const pid_t child = fork();
+  if (child == 0) {
+    std::atomic<int> ran{0};
+    for (int round = 0; round < 3; ++round) team.run([&](int) { ++ran; });
+    _exit(ran == 9 ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a forked process gets threads of its own");
 }
 
 void test_shares_cover_everything() {
@@ -282,6 +299,7 @@ int main() {
   using namespace dynprune;
   test_team_runs_every_rank_once();
   test_team_wakes_sleeping_workers();
+  test_team_works_in_a_forked_process();
   test_shares_cover_everything();
   test_builder_refuses_bad_plans();
   for (const std::string& isa : available_isas()) test_executor(isa);

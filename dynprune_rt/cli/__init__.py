@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import dynprune_rt
 from dynprune_rt.errors import DynpruneError
 
 #: Subcommands in the order of --help; each is a module here with ABOUT, add_arguments and run.
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"dynprune-rt {dynprune_rt.__version__}")
     parser.add_argument("--traceback", action="store_true", help="show Python tracebacks of errors (for bug reports)")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name in COMMANDS:

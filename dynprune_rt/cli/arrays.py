@@ -85,6 +85,8 @@ def _normalize(
     for name, values in (("--mean", mean), ("--std", std)):
         if len(values) not in (1, channels):
             raise InputError(f"{name} has {len(values)} values for {channels} channels")
+    if not min(std) > 0:
+        raise InputError(f"--std must be positive, got {','.join(map(str, std))}")
     shape = (-1, 1, 1)
     scale = np.asarray(std, np.float32).reshape(shape)
     offset = np.asarray(mean, np.float32).reshape(shape)

@@ -1,13 +1,14 @@
 """Convert a torch model to a .dpr program. Needs torch.
 
-MODEL is a network of the zoo (see --list), or package.module:factory, where the factory takes no
-arguments and returns a torch.nn.Module. Models of your own files are found in the current directory.
+MODEL is a network of the zoo (see --list), or a model of your own: package.module:factory or path/net.py:factory,
+where the factory takes no arguments and returns a torch.nn.Module (a class will do). Modules are also found in the
+current directory. Of several outputs the first is kept; from Python, convert(outputs=...) chooses.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ ABOUT = "convert a torch model to a .dpr file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="zoo name or package.module:factory")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="zoo name, package.module:factory or net.py:factory")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE.dpr", help="default: the model's name in this directory"
     )
@@ -39,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
         return _list()
     if args.model is None:
         raise DynpruneError("which model? Give a zoo name or package.module:factory, or --list")
+    output = args.output or Path(args.model.replace(":", ".").split(".")[-1] + ".dpr")
+    if not output.parent.is_dir():  # rather now than after the conversion
+        raise DynpruneError(f"cannot write {output}: there is no folder {output.parent}")
     from dynprune_rt.frontend.torch_version import require_torch
 
     torch = require_torch()
@@ -65,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         example = torch.randn(dims, generator=torch.Generator().manual_seed(args.seed))
     program = dynprune_rt.convert(module.eval(), example)
-    output = args.output or Path(args.model.replace(":", ".").split(".")[-1] + ".dpr")
     program.save(output)
     print(program)
     print(f"\nwrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")
@@ -87,23 +90,35 @@ def _list() -> int:
 
 
 def _own_model(reference: str) -> Any:
-    """The module that ``package.module:factory`` returns. Raises ConversionError naming what failed."""
+    """What ``package.module:factory`` or ``path/net.py:factory`` makes. Raises ConversionError with the cause."""
     import torch
 
-    module_name, _, factory_name = reference.partition(":")
-    sys.path.insert(0, os.getcwd())
+    where, _, factory_name = reference.rpartition(":")
+    file = Path(where).resolve() if where.endswith(".py") else None
+    folder = str(file.parent) if file else os.getcwd()
+    sys.path.insert(0, folder)
     try:
-        factory: Any = importlib.import_module(module_name)
+        factory: Any = _module_of(file) if file else importlib.import_module(where)
         for part in factory_name.split("."):
             factory = getattr(factory, part)
         model = factory if isinstance(factory, torch.nn.Module) else factory()
     except Exception as error:
         raise ConversionError(f"{reference}: {type(error).__name__}: {error}") from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
     if not isinstance(model, torch.nn.Module):
         raise ConversionError(f"{reference} returned {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _module_of(file: Path) -> Any:
+    """The module in a file, under a name that no installed module has."""
+    spec = importlib.util.spec_from_file_location(f"user_model_{file.stem}", file)
+    assert spec is not None and spec.loader is not None  # a name that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
 
 
 def _load_weights(module: Any, path: Path) -> None:

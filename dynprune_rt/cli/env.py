@@ -17,6 +17,9 @@ from dynprune_rt.errors import DynpruneError
 ABOUT = "show machine, instruction sets and versions"
 
 
+_WORDS = {True: "yes", False: "no"}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     width = max(len(key) for key in facts)
     for key, value in facts.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
+            value = ", ".join(f"{k} {_WORDS.get(v, v)}" for k, v in value.items() if v != "") or "-"
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         print(f"{key:<{width}}  {value}")

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dynprune_rt.program import Program, dense_macs, gate_names, weight_bytes, weight_widths
+from dynprune_rt.program import LAYERS, Program, dense_macs, gate_names, weight_bytes, weight_widths
 
 ABOUT = "show a program's layers and what they can skip"
 
@@ -37,7 +37,7 @@ def describe(program: Program) -> dict[str, object]:
     """The program's layers as a JSON-like object."""
     layers = []
     for node in program.graph.nodes:
-        if node.op not in ("conv2d", "quantized_conv2d", "linear"):
+        if node.op not in LAYERS:
             continue
         source = node.inputs[0]
         layer: dict[str, object] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +44,17 @@ def run(args: argparse.Namespace) -> int:
     images = as_batch(read_array(args.input, args.key), types[0].shape[1:], args.mean, args.std)
     outputs = []
     with ProgressBar("running") as bar:
-        for start in range(0, len(images), args.batch):
+        for start in range(0, max(len(images), 1), args.batch):
             result = session.run(images[start : start + args.batch], skip=not args.no_skip)
             outputs.append(result[0] if isinstance(result, tuple) else result)
             bar(min(start + args.batch, len(images)), len(images))
-    output = np.concatenate(outputs) if outputs else np.zeros((0,), np.float32)
+    output = np.concatenate(outputs)
     if args.output is not None:
         write_array(args.output, output)
         if args.json:
             print(json.dumps({"output": str(args.output), "shape": list(output.shape)}))
         return 0
-    scores = output.reshape(len(output), -1)
+    scores = output.reshape(len(output), math.prod(output.shape[1:]))
     best = np.argsort(-scores, axis=1, kind="stable")[:, : args.top]
     if args.json:
         rows = [{"image": i, "classes": row.tolist(), "scores": scores[i, row].tolist()} for i, row in enumerate(best)]

@@ -21,7 +21,10 @@ def _affine(t: Translation, x: Value, weight: Any, bias: Any, mean: Any, varianc
     running_mean, running_variance = arrays["running mean"], arrays["running variance"]
     if running_mean is None or running_variance is None:
         raise Unsupported("normalises by the statistics of the batch: results would depend on the other images")
-    scale = 1.0 / np.sqrt(running_variance.astype(np.float64) + eps)
+    variances = running_variance.astype(np.float64) + eps
+    if not (np.isfinite(variances).all() and (variances > 0).all() and np.isfinite(running_mean).all()):
+        raise Unsupported("running statistics hold infinite or negative values: the checkpoint is damaged")
+    scale = 1.0 / np.sqrt(variances)
     if arrays["weight"] is not None:
         scale = scale * arrays["weight"]
     shift = -running_mean.astype(np.float64) * scale

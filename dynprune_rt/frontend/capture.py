@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,13 @@ def _export(
 ) -> Any:
     dynamic = {0: torch.export.Dim.DYNAMIC}
     mode = AdapterMode(reads=reads)
-    with warnings.catch_warnings(), torch.no_grad(), preserved_state(traced.model), _specialisations() as lines:
+    with (
+        warnings.catch_warnings(),
+        redirect_stderr(io.StringIO()),  # torch prints the graph so far where it gives up
+        torch.no_grad(),
+        preserved_state(traced.model),
+        _specialisations() as lines,
+    ):
         warnings.simplefilter("ignore")
         try:
             with mode:
@@ -151,6 +158,14 @@ def _explain(error: Exception, specialised_at: Sequence[str]) -> str:
     """torch.export's error in terms of the user's model."""
     text = str(error)
     place = source_location.of_exception(error)
+    if "data-dependent" in text:
+        user_frames = re.findall(r'File "([^"]+)", line (\d+)', text)
+        if user_frames and not place:
+            place = source_location.short(user_frames[-1][0], int(user_frames[-1][1]))
+        return (
+            f"a shape or a Python branch depends on the values of the images{_at(place)}; use torch.where or masks "
+            "of fixed size"
+        )
     if "specialized" in text or "Constraints violated" in text:
         where = ", ".join(dict.fromkeys(specialised_at))
         return (
@@ -162,14 +177,6 @@ def _explain(error: Exception, specialised_at: Sequence[str]) -> str:
         return (
             f"the model keeps a tensor made while tracing{_at(place)}: it stores a result of forward in an attribute "
             "or list, or reads the inside of a tensor; return it instead"
-        )
-    if "data-dependent" in text:
-        user_frames = re.findall(r'File "([^"]+)", line (\d+)', text)
-        if user_frames and not place:
-            place = source_location.short(user_frames[-1][0], int(user_frames[-1][1]))
-        return (
-            f"a shape or a Python branch depends on the values of the images{_at(place)}; use torch.where or masks "
-            "of fixed size"
         )
     if ".numpy()" in text:
         return f"NumPy is used on tensors inside forward{_at(place)}; use torch operators there"

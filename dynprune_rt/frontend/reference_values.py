@@ -12,11 +12,12 @@ from dynprune_rt.frontend.exported_graph import bound_tensor, operator_name, use
 
 
 def reference_values(
-    program: Any, inputs: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32
+    program: Any, inputs: Sequence[torch.Tensor], dtype: torch.dtype = torch.float32, stable_ties: bool = False
 ) -> dict[Any, Any]:
     """Every fx node's value for these inputs (the image, then tensors that follow the batch).
 
     ``dtype`` float64 evaluates everything in double precision, to see the model's own rounding error.
+    ``stable_ties`` lets topk take the lower index of equal elements, as the runtime does and torch need not.
     """
 
     def converted(value: Any) -> Any:
@@ -38,8 +39,16 @@ def reference_values(
                 args, kwargs = pytree.tree_map(
                     operand, (node.args, node.kwargs), is_leaf=lambda leaf: isinstance(leaf, torch.fx.Node)
                 )
-                values[node] = node.target(*args, **kwargs)
+                target = _stable_topk if stable_ties and operator_name(node) == "topk.default" else node.target
+                values[node] = target(*args, **kwargs)
     return values
+
+
+def _stable_topk(
+    x: torch.Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    values, indices = x.sort(dim=dim, descending=largest, stable=True)
+    return values.narrow(dim, 0, k), indices.narrow(dim, 0, k)
 
 
 def _is_assertion(node: Any) -> bool:

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 _FRONTEND_DIR = str(Path(__file__).resolve().parent)
-_CONVERT_FILE = str(Path(__file__).resolve().parent.parent / "convert.py")
+_CONVERT_FILE = str(Path(__file__).resolve().parent.parent / "conversion.py")
 _STDLIB_DIR = str(Path(traceback.__file__).resolve().parent)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
@@ -37,7 +37,7 @@ def of_node(node: Any) -> str:
         if is_user_file(path):
             return short(path, line)
     for path, line in reversed(frames):
-        if "torch" not in Path(path).parts:
+        if "torch" not in Path(path).parts and not path.startswith(_FRONTEND_DIR):
             return short(path, line)
     return ""
 

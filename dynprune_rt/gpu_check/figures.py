@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from dynprune_rt.profile import format_table
@@ -22,7 +22,7 @@ TARGETS: Final = {
 DENSE_MARGIN: Final = 1.05
 BATCHES: Final = (1, 64, 256)
 SHARES: Final = (0.5, 0.3)
-NETWORKS: Final = ("resnet34", "resnet50")
+NETWORKS: Final = ("resnet50", "resnet34")
 
 #: Milliseconds: of a network's rows by name ("skip", "no skip", "cudnn", "compile"; None = not measured).
 Times = dict[str, float | None]
@@ -39,6 +39,20 @@ def figure(network: str, share: float, batch: int, times: Times, limit: float | 
     row["met"] = None if row["target"] is None or row["over_cudnn"] is None else row["over_cudnn"] >= row["target"]
     row["dense_met"] = None if row["dense_over_cudnn"] is None else row["dense_over_cudnn"] <= DENSE_MARGIN
     return row
+
+
+def compile_key(network: str, batch: int) -> str:
+    return f"{network} x{batch}"
+
+
+def with_compiled(rows: Sequence[dict[str, Any]], times: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The rows with torch.compile's milliseconds, by `compile_key`, where they are known."""
+    result = []
+    for row in rows:
+        ms = times.get(compile_key(row["network"], row["batch"]))
+        known = row["ms"] if ms is None else {**row["ms"], "compile": ms}
+        result.append(figure(row["network"], row["live"], row["batch"], known, row["limit"]))
+    return result
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

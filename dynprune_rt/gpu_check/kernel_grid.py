@@ -6,6 +6,7 @@ The tests run it on the emulator and in Triton's interpreter, `gpu_check` on the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from dynprune_rt.backends.cuda.maps import (
     BY_INPUT,
     BY_OUTPUT,
     DENSE,
+    SPATIAL_KINDS,
     TWO_SIDED,
     ChannelSet,
     ConvMode,
@@ -112,6 +114,7 @@ CONVS: Final = [
     Conv("stem", 3, 20, 11, None, None, kernel=7, stride=2, padding=3),
     Conv("dense to gated", 24, 40, 5, None, 0.5, residual=True, batch=3),
     Conv("gated to dense", 40, 24, 5, 0.5, None, residual=True),
+    Conv("dense to gated, tiles of one image", 16, 24, 8, None, 0.5, residual=True, more_stored=True),
     Conv("dilated", 8, 16, 7, 0.7, 0.7, kernel=3, padding=2, dilation=2),
     Conv("one pixel, one channel", 1, 1, 1, 0.5, 0.5, batch=5),
 ]
@@ -162,9 +165,13 @@ class Setting:
         if computed is not None and case.more_stored:
             self.stored = kernels.channel_set(computed | random.mask(batch, outputs, 0.3))
 
-    def result(self, mode: ConvMode | None, groups: int = 1) -> DeviceMap:
-        """What the kernels make of it; ``mode`` None: the grouped kernel."""
-        kernels, computed = self.kernels, self.computed
+    def result(self, mode: ConvMode | None, groups: int = 1, kinds: Sequence[str] = ()) -> DeviceMap:
+        """What the kernels make of it; ``mode`` None: the grouped kernel.
+
+        ``kinds``: reductions that the convolution makes of its output. Raises AssertionError where they differ in a bit
+        from those of the finished map.
+        """
+        kernels, computed, made = self.kernels, self.computed, None
         if mode is not None and mode.layout == DENSE:
             computed = None
         y = kernels.new_map(int(self.x.data.shape[0]), int(self.weight.shape[0]), self.out_size, self.stored)
@@ -175,9 +182,15 @@ class Setting:
         else:
             layout = by_output if mode.layout == BY_OUTPUT else by_input
             table = layout(self.weight.cpu().numpy(), kernels.dtype).to(kernels.device)
-            kernels.conv_gemm(self.x, y, computed, table, mode, self.geometry, self.epilogue)
+            made = kernels.group_results(y, kinds, mode, computed)
+            if made is not None:
+                made.data.fill_(math.nan)
+            kernels.conv_gemm(self.x, y, computed, table, mode, self.geometry, self.epilogue, made)
         if computed is not None and computed is not self.stored:
             kernels.pass_through(y, computed, self.epilogue)
+        for kind in kinds:
+            if not torch.equal(kernels.spatial_reduce(y, kind, made), kernels.spatial_reduce(y, kind)):
+                raise AssertionError(f"{kind} of the output as the convolution makes it")
         return y
 
 
@@ -190,10 +203,13 @@ def check_case(kernels: Kernels, case: Conv) -> int:
     modes = [ConvMode(layout) for layout in case.layouts]
     if kernels.segments:
         modes += [ConvMode(layout, 3, spread) for layout in case.layouts for spread in (False, True)]
-    for mode in modes:
+    kinds = [*SPATIAL_KINDS] * 2
+    for number, mode in enumerate(modes):
         expected = setting.all_computed if mode.layout == DENSE else setting.expected
+        first = (number + case.channels) % len(SPATIAL_KINDS)
         try:
-            compare(kernels, setting.result(mode), expected, 1 + math.sqrt(case.channels) / 4)
+            result = setting.result(mode, kinds=kinds[first : first + kernels.fused_reductions])
+            compare(kernels, result, expected, 1 + math.sqrt(case.channels) / 4)
         except AssertionError as error:
             raise AssertionError(f"{case}, {mode}, {kernels.precision}: {error}") from None
     return len(modes)

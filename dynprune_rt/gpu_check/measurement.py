@@ -59,4 +59,4 @@ def compile_ms(network: str, batch: int, device: torch.device) -> float:
     """torch.compile of the ungated network."""
     run = compiled(create(network, None), device)
     x = torch.randn(batch, 3, _SIZE, _SIZE, device=device).half().to(memory_format=torch.channels_last)
-    return median_ms(partial(run, x), warm_up=5)
+    return median_ms(partial(run, x))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 
 import dynprune_rt
-from dynprune_rt.gpu_check.checks import Checks
 from dynprune_rt.models import create
 from dynprune_rt.program import Program
 
@@ -28,13 +27,19 @@ TOLERANCES: Final = {"fp16": 1e-2, "bf16": 8e-2, "tf32": 1e-2}
 Open = Callable[[Program, str, int], Any]
 
 
+class Runner(Protocol):
+    """What makes checks and remembers what came of them: `checks.Checks` does."""
+
+    def run(self, name: str, check: Callable[[], dict[str, Any]]) -> None: ...
+
+
 def converted(name: str, gate: str | None, size: int, share: float = 0.5) -> tuple[Any, Program]:
     """A model with random weights and thresholds such that this share of gated channels is live; and its program."""
     model = create(name, gate, input_size=size, share=share)
     return model, dynprune_rt.convert(model, torch.rand(2, 3, size, size))
 
 
-def check_network(checks: Checks, name: str, gate: str, size: int, open_session: Open) -> None:
+def check_network(checks: Runner, name: str, gate: str, size: int, open_session: Open) -> None:
     """All checks of one network; ``open_session`` is `load` for the device."""
     title = f"{name} {gate}"
     model, program = converted(name, gate, size)

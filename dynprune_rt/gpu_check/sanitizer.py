@@ -11,7 +11,8 @@ from typing import Any, Final
 from dynprune_rt.gpu_check.checks import NotRun
 
 TOOLS: Final = ("memcheck", "racecheck", "synccheck")
-_SECONDS: Final = 120
+#: For each tool.
+SECONDS: Final = 30
 
 
 def sanitize(
@@ -24,12 +25,12 @@ def sanitize(
     sanitizer = which("compute-sanitizer")
     if sanitizer is None:
         raise NotRun("no compute-sanitizer on PATH (it comes with the CUDA toolkit)")
-    grid = [sys.executable, "-m", "dynprune_rt.gpu_check", "--grid-only", "--device", device]
+    grid = [sys.executable, "-m", "dynprune_rt.gpu_check", "--section", "small", "--device", device]
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *grid]
     try:
-        done = run(command, capture_output=True, text=True, timeout=_SECONDS)
+        done = run(command, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        raise NotRun(f"stopped after {_SECONDS} s") from None
+        raise NotRun(f"stopped after {SECONDS} s") from None
     except OSError as error:
         raise NotRun(f"compute-sanitizer does not start: {error}") from None
     if done.returncode != 0:

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
+#: Calls that are timed, and calls before them.
+REPEATS = 20
+WARM_UP = 3
 
-def median_ms(call: Callable[[], Any], repeats: int = 20, warm_up: int = 3) -> float:
+
+def median_ms(call: Callable[[], Any]) -> float:
     """Median milliseconds of one call, queued one after the other."""
-    for _ in range(warm_up):
+    for _ in range(WARM_UP):
         call()
     pairs = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
@@ -30,7 +34,7 @@ def graphed(call: Callable[[], Any]) -> Callable[[], None]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
+            for _ in range(WARM_UP):
                 call()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()

@@ -31,7 +31,7 @@ def reshape(fact: np.ndarray, source: Sequence[int], target: Sequence[int]) -> n
     while i < len(source) or j < len(target):
         first_i, first_j = i, j
         left, right = 1, 1
-        while i == first_i or left != right:
+        while (i == first_i and i < len(source)) or left != right:
             if left <= right and i < len(source):
                 left *= source[i]
                 i += 1

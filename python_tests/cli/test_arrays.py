@@ -76,6 +76,7 @@ def test_uint8_images_in_either_order_are_normalised():
         (np.zeros((2, 3, 4, 6)), {}, r"\[2, 3, 4, 6\]"),
         (np.zeros((2, *SHAPE), np.uint8), {}, "need --mean and --std"),
         (np.zeros((2, *SHAPE), np.uint8), {"mean": (1, 2), "std": (1,)}, "--mean has 2 values for 3 channels"),
+        (np.zeros((2, *SHAPE), np.uint8), {"mean": (0,), "std": (1, 0, 1)}, "--std must be positive"),
         (np.zeros((2, *SHAPE), np.float32), {"mean": (0,), "std": (1,)}, "are for uint8"),
         (np.zeros((2, *SHAPE), np.int32), {}, "takes floats"),
     ],

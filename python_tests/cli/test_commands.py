@@ -72,6 +72,12 @@ def test_run_writes_what_torch_computes(program, images, network, tmp_path, caps
     np.testing.assert_allclose(np.load(output), expected, atol=1e-4 * np.abs(expected).max())
 
 
+def test_an_empty_batch_gives_no_rows(program, tmp_path, capsys):
+    path = tmp_path / "none.npy"
+    np.save(path, np.zeros((0, 3, 32, 32), np.float32))
+    assert run(capsys, "run", program, str(path), "--json")[:2] == (0, "[]\n")
+
+
 def test_run_prints_the_best_classes(program, images, network, capsys):
     code, out, _ = run(capsys, "run", program, images, "--top", "2", "--json")
     assert code == 0
@@ -152,11 +158,14 @@ def test_convert_a_model_of_ones_own(tmp_path, capsys, monkeypatch):
     code, _, _ = run(capsys, "convert", "mynet:build", "--input-shape", "1,3,6,6")
     assert code == 0
     assert (tmp_path / "build.dpr").is_file()
+    code, _, _ = run(capsys, "convert", f"{tmp_path}/mynet.py:build", "--input-shape", "1,3,6,6", "-o", "other.dpr")
+    assert code == 0
     for arguments, message in (
         (["mynet:build"], "needs --input-shape"),
         (["mynet:wrong", "--input-shape", "1,3,6,6"], "returned int"),
         (["mynet:missing", "--input-shape", "1,3,6,6"], "has no attribute"),
         (["nowhere:build", "--input-shape", "1,3,6,6"], "No module named"),
+        (["sub/nowhere.py:build", "--input-shape", "1,3,6,6"], "No such file"),
     ):
         code, _, err = run(capsys, "convert", *arguments)
         assert code == 1
@@ -177,6 +186,7 @@ def test_convert_lists_the_zoo(capsys):
         (["inspect", "missing.dpr"], "missing.dpr"),
         (["convert"], "which model?"),
         (["convert", "resnet19"], "did you mean"),
+        (["convert", "resnet18", "-o", "no/such/folder/x.dpr"], "there is no folder"),
         (["bench", "resnet19"], "did you mean"),
         (["bench", "cifar_resnet20", "--onnx", "x.onnx"], "are for .dpr files"),
         (["bench", "x.dpr", "--refcheck"], "needs the torch model"),

@@ -69,6 +69,12 @@ class ItemOfValues(Forward):
         return y * y.max().item()
 
 
+class WidthOfValues(Forward):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        width = int(x.mean((2, 3)).argmax(1)[0]) + 1
+        return F.conv2d(x, self.conv.weight[:width])
+
+
 class NumpyInForward(Forward):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x) * float(x.numpy().mean())
@@ -89,13 +95,17 @@ def line_of(cls: type, text: str) -> str:
         (GumbelGate, "gumbel", "random numbers"),
         (LiveDropout, "F.dropout", "native_dropout.*training=self.training"),
         (ItemOfValues, ".item()", ".item()"),
+        (WidthOfValues, "int(x", "depends on the values of the images"),
         (NumpyInForward, "numpy()", "NumPy"),
     ],
 )
-def test_refusals_name_the_line(cls: type[Forward], text: str, message: str) -> None:
+def test_refusals_name_the_line(
+    cls: type[Forward], text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConversionError, match=message) as error:
         capture(cls(), IMAGE)
     assert line_of(cls, text) in str(error.value)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_data_of_a_tensor_is_its_detached_self() -> None:

@@ -146,6 +146,20 @@ def test_a_gate_at_its_threshold_is_counted() -> None:
     assert place.startswith("test_parity.py:")
 
 
+def test_ties_of_topk_are_counted_even_on_every_image() -> None:
+    """FBS with a relu: which of the many zero saliencies are the losers decides whose shift is masked."""
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        saliency = (x.mean((2, 3)) - 100).relu()
+        losers = saliency.topk(10, 1, largest=False, sorted=False)[1]
+        return x.mean((2, 3)) + torch.arange(1.0, 33.0).expand(x.shape[0], -1).scatter(1, losers, 0)
+
+    image = torch.randn(2, 32, 4, 4)
+    parity = check_parity(*prepared(Model(forward), image), image)
+    assert parity.near_threshold == parity.images == 8
+    assert len(parity.near_threshold_at) == 1
+
+
 def test_a_model_that_amplifies_rounding_is_told_from_an_error() -> None:
     """The difference of two large equal numbers: fp32 has no correct digit, in torch neither."""
 

@@ -25,6 +25,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "batch sliced": (lambda m, x: x[1:], "fixes the batch size"),
     "batch size as a number": (lambda m, x: x / x.shape[0], "batch size as a number|batch size"),
     "batch statistics": (lambda m, x: F.batch_norm(x, None, None, training=True), "statistics of the batch"),
+    "damaged statistics": (lambda m, x: F.batch_norm(x, torch.zeros(4), -torch.ones(4)), "checkpoint is damaged"),
     "transposed convolution": (lambda m, x: F.conv_transpose2d(x, torch.ones(4, 2, 2, 2)), "transposed"),
     "three dimensions": (
         lambda m, x: F.conv3d(x[:, :, None], torch.ones(2, 4, 1, 1, 1)),

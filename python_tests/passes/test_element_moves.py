@@ -95,9 +95,9 @@ def factorizations(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     factors = draw(st.lists(st.sampled_from([1, 2, 3]), max_size=5))
 
     def grouped() -> list[int]:
-        shape = [1]
+        shape = [1] * draw(st.integers(0 if set(factors) <= {1} else 1, 1))
         for factor in factors:
-            if draw(st.booleans()):
+            if not shape or draw(st.booleans()):
                 shape.append(factor)
             else:
                 shape[-1] *= factor

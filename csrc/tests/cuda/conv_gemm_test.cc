@@ -26,6 +26,7 @@ const Case kCases[] = {
     {"dense to gated", 3, 6, 24, 40, 1, 1, 0, 1, -1, 0.5, true, true},
     {"gated to dense", 3, 6, 40, 24, 1, 1, 0, 1, 0.5, -1, false, true},
     {"dilated", 2, 9, 8, 16, 3, 1, 2, 2, 0.7, 0.7, false, false},
+    {"dense to gated, tiles of one image", 2, 8, 24, 40, 1, 1, 0, 1, -1, 0.5, true, true},
     {"one pixel, one channel", 5, 1, 1, 1, 1, 1, 0, 1, 0.5, 0.5, false, false},
 };
 
@@ -37,6 +38,50 @@ float as_operand(T v) {
   raw = operand<T>(raw);
   memcpy(&v, &raw, sizeof(T));
   return to_float(v);
+}
+
+bool same_bits(Array<float>& a, Array<float>& b) { return memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
+
+// Memory for the reductions of an output, and their kinds.
+struct Reductions {
+  std::vector<SpatialKind> kinds;
+  size_t line;  // floats of one kind
+  Array<float> memory;
+
+  Reductions(const ConvParams& p, std::vector<SpatialKind> wanted)
+      : kinds(std::move(wanted)),
+        line(static_cast<size_t>(p.batch) * group_count(p.shape.out_pixels()) * p.shape.outputs),
+        memory(kinds.size() * line) {}
+
+  GroupResults ref() {
+    GroupResults results;
+    results.data = memory.data();
+    for (SpatialKind kind : kinds) results.kinds[results.count++] = kind;
+    return results;
+  }
+};
+
+// What the convolution reduced while it stored its output is what a pass over the output makes of it, bit for bit; and
+// nothing is written for other channels than the `wanted` ones.
+template <typename T>
+void check_reductions(const ConvParams& p, Reductions& made, const Mask& wanted, const std::string& what) {
+  const size_t outputs = static_cast<size_t>(p.shape.outputs);
+  for (size_t i = 0; i < made.kinds.size(); ++i) {
+    float* const results = made.memory.data() + i * made.line;
+    Array<float> here(p.batch * outputs), there(p.batch * outputs);
+    must_run(spatial_reduce({p.y, here.data(), made.kinds[i], results, p.computed, p.batch}, element_of<T>(), nullptr),
+             what);
+    must_run(spatial_reduce({p.y, there.data(), made.kinds[i], nullptr, nullptr, p.batch}, element_of<T>(), nullptr),
+             what);
+    expect(same_bits(here, there), what + ": reduction of kind " + std::to_string(static_cast<int>(made.kinds[i])));
+    const size_t of_image = made.line / static_cast<size_t>(p.batch);
+    bool as_computed = true;
+    for (size_t at = 0; at < made.line; ++at) {
+      const bool written = results[at] == results[at];
+      as_computed = as_computed && written == (wanted[at / of_image * outputs + at % outputs] != 0);
+    }
+    expect(as_computed, what + ": groups of other channels than the computed ones");
+  }
 }
 
 // `spread`: every segment of K is a block's work of its own.
@@ -99,6 +144,10 @@ void run(const Case& c, WeightLayout layout, int segments, bool spread, int bloc
   Array<float> partials(spread ? static_cast<size_t>(gemm_partials(s, c.batch, segments)) : 1);
   if (spread) p.partials = partials.data();
   constexpr Element element = element_of<T>();
+  constexpr int kKinds = static_cast<int>(SpatialKind::kMaxAbs) + 1;
+  Reductions reductions(p, {static_cast<SpatialKind>(seed % kKinds), static_cast<SpatialKind>((seed + 4) % kKinds)});
+  const bool reduces = makes_group_results(layout, c.batch, s.out_pixels());
+  if (reduces) p.group_results = reductions.ref();
 
   const std::string what = std::string(c.name) + ", layout " + std::to_string(static_cast<int>(layout)) + ", " +
                            std::to_string(blocks) + " blocks, " + std::to_string(segments) + (spread ? " spread" : "") +
@@ -140,23 +189,28 @@ void run(const Case& c, WeightLayout layout, int segments, bool spread, int bloc
     }
   }
   y.compare(expected, rounding<T>(), what);
+  if (reduces) {
+    Mask written = computes;
+    for (size_t i = 0; i < written.size(); ++i) written[i] = written[i] && y.mask[i];
+    check_reductions<T>(p, reductions, written, what);
+  }
 }
 
 // An image gives the same bits alone and in a batch, whatever its neighbours' sets, and wherever its segments are
-// summed.
+// summed; its output, and the reductions of it.
 template <typename T>
-void batch_invariance(WeightLayout layout, int segments) {
-  constexpr int kChannels = 40, kOutputs = 72, kSize = 6, kBatch = 3;
+void batch_invariance(WeightLayout layout, int segments, int h, int w) {
+  constexpr int kChannels = 40, kOutputs = 72, kBatch = 3;
   const bool dense = layout == WeightLayout::kDense;
   Random random(99);
-  ConvShape s{kSize, kSize, kSize, kSize, kChannels, kOutputs, 3, 3, 1, 1, 1, 1, 1, 1};
+  ConvShape s{h, w, h, w, kChannels, kOutputs, 3, 3, 1, 1, 1, 1, 1, 1};
   Array<T> weights(static_cast<size_t>(9) * (kChannels + 1) * kOutputs);
   for (size_t i = 0; i < weights.size(); ++i) weights[i] = from_float<T>(random.uniform());
   for (int tap = 0; tap < 9; ++tap) {
     for (int k = 0; k < kOutputs; ++k) weights[weight_by_input(s, tap, kChannels, k)] = from_float<T>(0.0f);
   }
   const Mask inputs = random.mask(kBatch, kChannels, 0.5), outputs = random.mask(kBatch, kOutputs, 0.5);
-  Map<T> x(kBatch, kChannels, kSize, kSize, dense ? nullptr : &inputs), y(kBatch, kOutputs, kSize, kSize, &outputs);
+  Map<T> x(kBatch, kChannels, h, w, dense ? nullptr : &inputs), y(kBatch, kOutputs, h, w, &outputs);
   x.fill(random);
   ConvParams p{};
   p.x = x.ref();
@@ -169,8 +223,11 @@ void batch_invariance(WeightLayout layout, int segments) {
   p.batch = kBatch;
   p.groups = 1;
   p.segments = segments;
-  expect(conv_gemm(p, element_of<T>(), 2, nullptr).empty(), "batch of three");
-  const size_t image_bytes = static_cast<size_t>(kSize * kSize) * round_up(kOutputs, kChunk) * sizeof(T);
+  Reductions together(p, {SpatialKind::kMean});
+  const bool reduces = makes_group_results(layout, kBatch, h * w);
+  if (reduces) p.group_results = together.ref();
+  must_run(conv_gemm(p, element_of<T>(), 2, nullptr), "batch of three");
+  const size_t image_bytes = static_cast<size_t>(h * w) * round_up(kOutputs, kChunk) * sizeof(T);
   for (int n = 0; n < kBatch; ++n) {
     Array<T> alone(image_bytes / sizeof(T));
     Array<float> partials(static_cast<size_t>(gemm_partials(s, 1, segments)));
@@ -182,9 +239,14 @@ void batch_invariance(WeightLayout layout, int segments) {
     q.y.stored = y.sets.data() + static_cast<size_t>(n) * set_record_bytes(kOutputs);
     if (!dense) q.computed = q.y.stored;
     q.partials = partials.data();
-    expect(conv_gemm(q, element_of<T>(), 5, nullptr).empty(), "one image");
-    expect(conv_gemm_finish(q, element_of<T>(), 1, nullptr).empty(), "its sums");
+    Reductions of_one(q, together.kinds);
+    q.group_results = of_one.ref();
+    must_run(conv_gemm(q, element_of<T>(), 5, nullptr), "one image");
+    must_run(conv_gemm_finish(q, element_of<T>(), 1, nullptr), "its sums");
     expect(memcmp(alone.data(), &y.element(n, 0, 0), image_bytes) == 0, "bits depend on the batch");
+    const float* const results = together.memory.data() + static_cast<size_t>(n) * of_one.line;
+    expect(!reduces || memcmp(of_one.memory.data(), results, of_one.line * sizeof(float)) == 0,
+           "a reduction's bits depend on the batch");
   }
 }
 
@@ -208,6 +270,12 @@ void refusals() {
   p.segments = 1;
   p.groups = 2;
   expect(!conv_gemm(p, Element::kHalf, 1, nullptr).empty(), "groups are refused");
+  p.groups = 1;
+  p.group_results.count = kMaxFusedReductions + 1;
+  expect(!conv_gemm(p, Element::kHalf, 1, nullptr).empty(), "too many reductions");
+  p.group_results.count = 1;
+  p.batch = 2;
+  expect(!conv_gemm(p, Element::kHalf, 1, nullptr).empty(), "groups of pixels of two images");
 }
 
 }  // namespace
@@ -232,9 +300,10 @@ int main() {
       ++seed;
     }
   }
-  batch_invariance<Half>(WeightLayout::kTwoSided, 1);
-  batch_invariance<Half>(WeightLayout::kDense, 4);
-  batch_invariance<float>(WeightLayout::kTwoSided, 3);  // whose results show every bit of the sums
+  batch_invariance<Half>(WeightLayout::kTwoSided, 1, 6, 6);
+  batch_invariance<Half>(WeightLayout::kDense, 4, 6, 6);
+  batch_invariance<Half>(WeightLayout::kDense, 1, 4, 8);       // two images share a tile, and a group is one image's
+  batch_invariance<float>(WeightLayout::kTwoSided, 3, 6, 10);  // whose results show every bit of the sums
   refusals();
   return report("conv_gemm");
 }

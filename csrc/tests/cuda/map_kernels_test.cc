@@ -116,7 +116,7 @@ void pooling(PoolKind kind, bool include_pad, bool adaptive, unsigned seed) {
 
 template <typename T>
 void spatial_reductions() {
-  constexpr int kBatch = 3, kChannels = 37, kSize = 5;
+  constexpr int kBatch = 3, kChannels = 37, kSize = 7;  // more than one group of pixels
   Random random(11);
   const Mask stored = random.mask(kBatch, kChannels, 0.5);
   Map<T> x(kBatch, kChannels, kSize, kSize, &stored);
@@ -124,7 +124,8 @@ void spatial_reductions() {
   for (int kind = 0; kind <= static_cast<int>(SpatialKind::kMaxAbs); ++kind) {
     Array<float> y(kBatch * kChannels);
     const auto k = static_cast<SpatialKind>(kind);
-    must_run(spatial_reduce({x.ref(), y.data(), k, kBatch}, element_of<T>(), nullptr), "spatial_reduce");
+    must_run(spatial_reduce({x.ref(), y.data(), k, nullptr, nullptr, kBatch}, element_of<T>(), nullptr),
+             "spatial_reduce");
     for (int n = 0; n < kBatch; ++n) {
       for (int c = 0; c < kChannels; ++c) {
         double sum = 0.0, sum_abs = 0.0, squares = 0.0, low = INFINITY, high = -INFINITY;

@@ -42,8 +42,11 @@ class ConvTimer:
         return max(sorted(times)[_REPEATS // 2], 1e-6)
 
 
-def conv_call(kernels: Kernels, problem: ConvProblem, mode: ConvMode, batch: int, live_share: float) -> Any:
-    """A function that queues the convolution once. Masks differ from image to image and are always the same ones."""
+def conv_call(kernels: Kernels, problem: ConvProblem, mode: ConvMode, batch: int, live_share: float | Tensor) -> Any:
+    """A function that queues the convolution once. Masks differ from image to image and are always the same ones.
+
+    ``live_share``: of channels, for all images or [N, 1].
+    """
     generator = torch.Generator().manual_seed(0)
 
     def channel_set(channels: int) -> ChannelSet:
@@ -67,4 +70,11 @@ def conv_call(kernels: Kernels, problem: ConvProblem, mode: ConvMode, batch: int
     bias = kernels.new_vector(problem.outputs).zero_()
     epilogue = Epilogue(bias, None, None, residual, (float("-inf"), float("inf")), (0.0, float("inf")))
     computed = None if mode.layout == DENSE else outputs
-    return lambda: kernels.conv_gemm(x, y, computed, weights, mode, problem.geometry, epilogue)
+
+    def call() -> None:
+        made = kernels.group_results(y, ("mean",) if problem.reduced else (), mode, computed)
+        kernels.conv_gemm(x, y, computed, weights, mode, problem.geometry, epilogue, made)
+        if problem.reduced:
+            kernels.spatial_reduce(y, "mean", made)
+
+    return call

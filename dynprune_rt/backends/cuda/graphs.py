@@ -82,5 +82,6 @@ class CapturedGraphs:
 
     def release(self) -> None:
         """Give up all graphs and their memory. Nothing may be running."""
-        self._graphs.clear()
-        self._last_replay = None
+        with self._lock:
+            self._graphs.clear()
+            self._last_replay = None

@@ -14,11 +14,14 @@ import torch
 
 from dynprune_rt.backends.cuda.maps import (
     CHUNK,
+    GROUP_PIXELS,
     PRECISIONS,
     ChannelSet,
     ConvMode,
     DeviceMap,
     Epilogue,
+    GroupResults,
+    makes_group_results,
     round_up,
     set_record_bytes,
 )
@@ -30,7 +33,8 @@ class Kernels(ABC):
     """The kernels of one back end on one device, for one precision.
 
     ``gpu``, ``capability``, ``multiprocessors``: facts about the device. ``version`` names the kernels where their
-    speed is remembered. ``segments``: whether sums can be cut into segments.
+    speed is remembered. ``segments``: whether sums can be cut into segments. ``fused_reductions``: how many reductions
+    of its output a convolution makes at once.
     """
 
     gpu: str
@@ -38,6 +42,7 @@ class Kernels(ABC):
     multiprocessors: int
     version: str
     segments: bool
+    fused_reductions: int
 
     def __init__(self, device: torch.device, precision: str) -> None:
         self.device = device
@@ -106,10 +111,24 @@ class Kernels(ABC):
         self.sort_lines(x, values, index, (outer, length, inner), descending)
         return values, index
 
-    def spatial_reduce(self, x: DeviceMap, kind: str) -> Tensor:
-        """fp32 [N, C]; ``kind`` as in maps.SPATIAL_KINDS; 0 for channels that are not stored."""
+    def group_results(
+        self, y: DeviceMap, kinds: Sequence[str], mode: ConvMode, computed: ChannelSet | None
+    ) -> GroupResults | None:
+        """Memory for reductions that a convolution makes of its output; None where it makes none."""
+        batch, pixels = int(y.data.shape[0]), y.height * y.width
+        fused = tuple(kinds[: self.fused_reductions])
+        if not fused or not makes_group_results(mode.layout, batch, pixels):
+            return None
+        return GroupResults(fused, self.new_vector(len(fused), batch, -(-pixels // GROUP_PIXELS), y.channels), computed)
+
+    def spatial_reduce(self, x: DeviceMap, kind: str, made: GroupResults | None = None) -> Tensor:
+        """fp32 [N, C]; ``kind`` as in maps.SPATIAL_KINDS; 0 for channels that are not stored.
+
+        ``made``: what the convolution that stored x has done of it; the result is the same, bit for bit.
+        """
         result = self.new_vector(int(x.data.shape[0]), x.channels)
-        self.spatial_reduce_into(x, result, kind)
+        groups = None if made is None else made.of(kind)
+        self.spatial_reduce_into(x, result, kind, groups, None if made is None or groups is None else made.computed)
         return result
 
     @abstractmethod
@@ -130,8 +149,12 @@ class Kernels(ABC):
         mode: ConvMode,
         geometry: Sequence[int],
         epilogue: Epilogue,
+        reductions: GroupResults | None = None,
     ) -> None:
-        """Dense convolution (groups = 1). ``geometry``: kernel, stride, top and left padding, dilation."""
+        """Dense convolution (groups = 1). ``geometry``: kernel, stride, top and left padding, dilation.
+
+        ``reductions``: memory for those to be made of the output, from `group_results`.
+        """
 
     @abstractmethod
     def conv_direct(
@@ -157,8 +180,10 @@ class Kernels(ABC):
         """``window``: kernel, stride, padding (t, l, b, r), dilation; empty = adaptive."""
 
     @abstractmethod
-    def spatial_reduce_into(self, x: DeviceMap, result: Tensor, kind: str) -> None:
-        """See `spatial_reduce`."""
+    def spatial_reduce_into(
+        self, x: DeviceMap, result: Tensor, kind: str, groups: Tensor | None, computed: ChannelSet | None
+    ) -> None:
+        """See `spatial_reduce`. ``groups``: results [N, groups, C] of the channels in ``computed`` (None = all)."""
 
     @abstractmethod
     def linear_rows(

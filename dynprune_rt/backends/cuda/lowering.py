@@ -194,17 +194,19 @@ def _lower_conv(node: Node, kernels: Kernels, choices: Choices, cache: DeviceCon
         stored = state.stored(out)
         y = kernels.new_map(state.batch, outputs, out.type.shape[2:], stored)
         epilogue = _epilogue(node, state)
+        reductions = None
         if grouped is None:
             mode = choices.mode(node, state.batch)
             table = cache.weights(weight, mode.layout)
-            kernels.conv_gemm(state.map(x), y, computed, table, mode, geometry, epilogue)
+            reductions = kernels.group_results(y, attrs["pools"], mode, computed)
+            kernels.conv_gemm(state.map(x), y, computed, table, mode, geometry, epilogue, reductions)
         else:
             kernels.conv_direct(state.map(x), y, computed, grouped, groups, geometry, epilogue)
         if computed is not None and computed is not stored:
             kernels.pass_through(y, computed, epilogue)  # channels that are stored but not computed
         state.store(out, y)
         for value, kind in zip(node.outputs[1:], attrs["pools"], strict=True):
-            state.store(value, kernels.spatial_reduce(y, kind))
+            state.store(value, kernels.spatial_reduce(y, kind, reductions))
 
     if grouped is not None:
         return Step(node, lambda batch: "conv_direct", run)

@@ -15,6 +15,8 @@ PRECISIONS: Final = {"fp16": (torch.float16, 0), "bf16": (torch.bfloat16, 1), "t
 
 #: Channel numbers and places are 16 bit, and the last value means "not stored".
 MAX_CHANNELS: Final = 0xFFFE
+#: Pixels of an image whose values are reduced together.
+GROUP_PIXELS: Final = 32
 #: Longest lines that the kernels sort.
 MAX_SORT_LENGTH: Final = 8192
 
@@ -95,6 +97,27 @@ class DeviceMap:
     def args(self) -> MapArgs:
         sets = 0 if self.stored is None else self.stored.pointer
         return (int(self.data.data_ptr()), sets, self.channels, self.height, self.width)
+
+
+def makes_group_results(layout: int, batch: int, pixels: int) -> bool:
+    """Whether a convolution can make `GroupResults`: dense tiles run on from image to image (csrc/cuda/kernels.h)."""
+    return layout != DENSE or batch == 1 or pixels % GROUP_PIXELS == 0
+
+
+@dataclass(eq=False)
+class GroupResults:
+    """Reductions of a convolution's output, made while it is stored: per kind, image and group of 32 pixels.
+
+    ``computed``: the channels that have results; None = all.
+    """
+
+    kinds: tuple[str, ...]
+    data: Tensor  # fp32 [kinds, N, groups, K]
+    computed: ChannelSet | None
+
+    def of(self, kind: str) -> Tensor | None:
+        """[N, groups, K] of one kind, or None where the convolution did not make it."""
+        return self.data[self.kinds.index(kind)] if kind in self.kinds else None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class ConvProblem:
     """What the time of a convolution depends on, but for the batch and the channels that are live.
 
     ``packed``: the input is stored packed; ``gated``: only some outputs are wanted. ``geometry``: kernel, stride,
-    top and left padding, dilation.
+    top and left padding, dilation. ``reduced``: the output is also reduced to one number per channel, for a gate.
     """
 
     channels: int
@@ -31,13 +31,15 @@ class ConvProblem:
     packed: bool
     gated: bool
     residual: bool
+    reduced: bool = False
 
     @property
     def key(self) -> str:
         """Names the problem in the cache of measured times."""
         sizes = "x".join(map(str, (*self.in_size, *self.out_size)))
-        flags = "".join("pgr"[i] for i, on in enumerate((self.packed, self.gated, self.residual)) if on)
-        return f"{self.channels}-{self.outputs} {sizes} {','.join(map(str, self.geometry))} {flags}"
+        flags = (self.packed, self.gated, self.residual, self.reduced)
+        letters = "".join("pgrs"[i] for i, on in enumerate(flags) if on)
+        return f"{self.channels}-{self.outputs} {sizes} {','.join(map(str, self.geometry))} {letters}"
 
     def layouts(self) -> tuple[int, ...]:
         """Layouts that give the same bits; the first is the one without measurements."""
@@ -103,6 +105,7 @@ def conv_problem(node: Node, packed: frozenset[Value], skip: bool) -> ConvProble
         packed=x in packed,
         gated=gated,
         residual=len(node.inputs) > 5 and node.inputs[5] is not None,
+        reduced=bool(attrs["pools"]),
     )
 
 

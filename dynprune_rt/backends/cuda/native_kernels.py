@@ -18,6 +18,7 @@ from dynprune_rt.backends.cuda.maps import (
     ConvMode,
     DeviceMap,
     Epilogue,
+    GroupResults,
     round_up,
 )
 
@@ -30,6 +31,7 @@ class NativeKernels(Kernels):
     """``module``: dynprune_rt._cu, or the same kernels on the emulator, with ``device`` the CPU."""
 
     segments = True
+    fused_reductions = 4  # kMaxFusedReductions
 
     def __init__(self, module: ModuleType, device: torch.device, precision: str) -> None:
         super().__init__(device, precision)
@@ -60,6 +62,7 @@ class NativeKernels(Kernels):
         mode: ConvMode,
         geometry: Sequence[int],
         epilogue: Epilogue,
+        reductions: GroupResults | None = None,
     ) -> None:
         batch, pixels = int(x.data.shape[0]), y.height * y.width
         row_tiles = -(-batch * pixels // _TILE) if mode.layout == DENSE else batch * -(-pixels // _TILE)
@@ -72,7 +75,8 @@ class NativeKernels(Kernels):
         arguments = (
             x.args, y.args, 0 if computed is None else computed.pointer, weights.data_ptr(), epilogue.args,
             list(geometry), mode.layout, batch, mode.segments, 0 if partials is None else partials.data_ptr(),
-            self.element,
+            0 if reductions is None else reductions.data.data_ptr(),
+            [] if reductions is None else [SPATIAL_KINDS[kind] for kind in reductions.kinds], self.element,
         )  # fmt: skip
         work = tiles * (mode.segments if mode.spread else 1)
         self.module.conv_gemm(*arguments, min(work, most), self.stream)
@@ -106,9 +110,13 @@ class NativeKernels(Kernels):
             int(x.data.shape[0]), self.element, self.stream,
         )  # fmt: skip
 
-    def spatial_reduce_into(self, x: DeviceMap, result: Tensor, kind: str) -> None:
-        batch = int(x.data.shape[0])
-        self.module.spatial_reduce(x.args, result.data_ptr(), SPATIAL_KINDS[kind], batch, self.element, self.stream)
+    def spatial_reduce_into(
+        self, x: DeviceMap, result: Tensor, kind: str, groups: Tensor | None, computed: ChannelSet | None
+    ) -> None:
+        self.module.spatial_reduce(
+            x.args, result.data_ptr(), SPATIAL_KINDS[kind], 0 if groups is None else groups.data_ptr(),
+            0 if computed is None else computed.pointer, int(x.data.shape[0]), self.element, self.stream,
+        )  # fmt: skip
 
     def linear_rows(
         self, x: Tensor, weights: Tensor, bias: Tensor | None, result: Tensor, bounds: tuple[float, float]

@@ -115,11 +115,17 @@ class CudaSession:
         stream. Inside a CUDA graph that the caller captures, the network becomes part of that graph.
         ``skip=False`` computes every channel; results agree up to the rounding of sums.
 
-        Raises InputError when an input does not fit, DeviceError when the GPU's memory does not suffice.
+        Raises InputError when an input does not fit, or is not on the GPU while its stream is being captured;
+        DeviceError when the GPU's memory does not suffice.
         """
         given = list(x) if isinstance(x, (tuple, list)) else [x]
         inputs, batch = self._checked_inputs(given)
         targets = None if out is None else self._checked_outputs(out, batch)
+        if self._capturing() and any(not self._on_device(t) for t in (*given, *self._listed(out))):
+            raise InputError(
+                f"the current stream is being captured, where nothing can move between host and GPU: inputs and out "
+                f"must be tensors on {self.device}"
+            )
         if batch:
             with self._memory_errors(f"a batch of {batch}"):
                 results = self._queue([t.to(self.device) for t in inputs], skip)
@@ -155,6 +161,7 @@ class CudaSession:
                 )
 
         seen: set[str] = set()
+        self._refuse_capture("live_channels")
         inputs, batch = self._checked_inputs(list(x) if isinstance(x, (tuple, list)) else [x])
         if batch:
             with self._memory_errors(f"a batch of {batch}"):
@@ -166,6 +173,7 @@ class CudaSession:
 
         Times are those of kernels that are queued one by one, not of the captured graph.
         """
+        self._refuse_capture("profile")
         inputs, batch = self._checked_inputs(list(x) if isinstance(x, (tuple, list)) else [x])
         if batch == 0:
             raise InputError("profile needs at least one image")
@@ -207,6 +215,20 @@ class CudaSession:
         if self._tuner is not None:
             self._tuner.prepare(plan.choices, plan.products, batch)
         plan.upload(batch)
+
+    def _capturing(self) -> bool:
+        """Whether the caller is capturing torch's current stream on this GPU."""
+        if self.device.type != "cuda":
+            return False
+        with torch.cuda.device(self.device):
+            return bool(torch.cuda.is_current_stream_capturing())
+
+    def _refuse_capture(self, method: str) -> None:
+        if self._capturing():
+            raise InputError(f"{method} waits for the GPU, which is impossible on a stream that is being captured")
+
+    def _on_device(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and value.device == self.device
 
     def _memory_errors(self, what: str) -> _MemoryErrors:
         return _MemoryErrors(self, what)
@@ -263,8 +285,12 @@ class CudaSession:
             raise InputError(f"{what} has shape {list(value.shape)}, expected {wanted}{hint}")
         return value.contiguous()
 
+    @staticmethod
+    def _listed(out: Any) -> list[Any]:
+        return [] if out is None else list(out) if isinstance(out, (tuple, list)) else [out]
+
     def _checked_outputs(self, out: Any, batch: int) -> list[Tensor]:
-        given = list(out) if isinstance(out, (tuple, list)) else [out]
+        given = self._listed(out)
         if len(given) != len(self._output_types):
             raise InputError(f"the program has {len(self._output_types)} output(s), out holds {len(given)}")
         targets = []
@@ -292,7 +318,8 @@ class _MemoryErrors:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, torch.OutOfMemoryError):
-            self._session.release_graphs()
+            if not self._session._capturing():  # which the caller has to end first
+                self._session.release_graphs()
             raise DeviceError(
                 f"{self._session.gpu} has too little free memory for {self._what}: use a smaller batch"
             ) from error

@@ -102,7 +102,8 @@ def compile_all(architecture: int, precision: str) -> list[dict[str, Any]]:
     for layout, given, computed, epilogue in cases:
         table = (by_output if layout == BY_OUTPUT else by_input)(weight, kernels.dtype)
         y = kernels.new_map(2, 32, (6, 6), some)
-        kernels.conv_gemm(given, y, computed, table, ConvMode(layout), geometry, epilogue)
+        made = kernels.group_results(y, ("mean",), ConvMode(layout), computed)
+        kernels.conv_gemm(given, y, computed, table, ConvMode(layout), geometry, epilogue, made)
     if precision != "fp16":
         return compiler.compiled
     y = kernels.new_map(2, 32, (6, 6), some)
@@ -112,6 +113,7 @@ def compile_all(architecture: int, precision: str) -> list[dict[str, Any]]:
         kernels.pool2d(packed, y, kind, window, False, 0)
     for kind in ("mean", "max_abs", "min", "l2"):
         kernels.spatial_reduce(packed, kind)
+        kernels.spatial_reduce(packed, kind, kernels.group_results(packed, (kind,), ConvMode(TWO_SIDED), some))
     for kind in ("sum", "max", "prod"):
         kernels.reduce(vector, kind, (1,), False)
     kernels.linear(vector, torch.zeros(16, 32), vector[0, :16].contiguous(), infinite)

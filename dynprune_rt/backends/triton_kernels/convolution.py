@@ -14,6 +14,7 @@ from dynprune_rt.backends.triton_kernels.channel_sets import (
     unsigned,
 )
 from dynprune_rt.backends.triton_kernels.epilogue import gated, store_result
+from dynprune_rt.backends.triton_kernels.maps import fold_groups, reduction_start, reduction_value
 
 
 @triton.jit
@@ -38,18 +39,19 @@ def computed_output(computed, image, column, outputs, BY_GROUP: tl.constexpr, GA
 
 @triton.jit
 def conv_gemm_kernel(
-    x, x_sets, y, y_sets, computed, weights, bias, gate, shift, residual, residual_sets,
+    x, x_sets, y, y_sets, computed, weights, bias, gate, shift, residual, residual_sets, groups,
     rows, in_h, in_w, out_h, out_w, channels, outputs, kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left,
     dilation_h, dilation_w, shift_stride, inner_low, inner_high, outer_low, outer_high,
     DENSE: tl.constexpr, BY_OUTPUT: tl.constexpr, BY_GROUP: tl.constexpr, GATHERED: tl.constexpr,
     X_PACKED: tl.constexpr, Y_PACKED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_GATE: tl.constexpr,
-    HAS_SHIFT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RESIDUAL_PACKED: tl.constexpr, WIDEN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    HAS_SHIFT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RESIDUAL_PACKED: tl.constexpr, REDUCTION: tl.constexpr,
+    WIDEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: (tiles of pixels, image after image, tiles of outputs). DENSE: tiles run on from image to image.
 
     The grid follows from shapes; programs past an image's computed outputs end at once. K = (tap, stored input).
-    WIDEN: operands become fp32, for the interpreter, which does not multiply bf16.
+    REDUCTION: the number of a kind in maps.SPATIAL_KINDS, whose results of groups of 32 pixels of the stored output go
+    to ``groups`` [N, groups, K]; or -1. WIDEN: operands become fp32, for the interpreter, which does not multiply bf16.
     """
     pixels = out_h * out_w
     column = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -101,8 +103,22 @@ def conv_gemm_kernel(
     of_image = image[:, None] if DENSE else list_image
     v = gated(total, bias, gate, shift, of_image, output[None, :], outputs, in_tile, shift_stride,
               inner_low, inner_high, HAS_BIAS, HAS_GATE, HAS_SHIFT)  # fmt: skip
-    store_result(v, y, y_sets, residual, residual_sets, of_image, pixel[:, None], pixels, output[None, :], outputs,
-                 in_tile, outer_low, outer_high, Y_PACKED, HAS_RESIDUAL, RESIDUAL_PACKED)  # fmt: skip
+    stored = store_result(v, y, y_sets, residual, residual_sets, of_image, pixel[:, None], pixels, output[None, :],
+                          outputs, in_tile, outer_low, outer_high, Y_PACKED, HAS_RESIDUAL, RESIDUAL_PACKED)  # fmt: skip
+    if REDUCTION >= 0:
+        values = reduction_value(stored.to(tl.float32), REDUCTION)
+        values = tl.where(row_valid[:, None], values, reduction_start(REDUCTION))
+        part = tl.arange(0, BM // 32)
+        if DENSE:  # as many groups as there are: the images' own ones
+            line = tile * (BM // 32) + part
+            exists = line * 32 < rows
+        else:
+            count = tl.cdiv(pixels, 32)
+            group = (tile - list_image * tiles) * (BM // 32) + part
+            line = list_image * count + group
+            exists = group < count
+        to = groups + line.to(tl.int64)[:, None] * outputs + output[None, :]
+        tl.store(to, fold_groups(values, REDUCTION, BM, BN), mask=exists[:, None] & valid[None, :])
 
 
 @triton.jit

@@ -32,7 +32,9 @@ def gated(v, bias, gate, shift, image, output, outputs, valid, shift_stride, inn
 def store_result(v, y, y_sets, residual, residual_sets, image, pixel, pixels, output, outputs, valid,
                  outer_low, outer_high, Y_PACKED: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
                  RESIDUAL_PACKED: tl.constexpr):  # fmt: skip
-    """Adds the residual, clamps, and stores what the map y stores. ``valid`` has the shape of v."""
+    """Adds the residual, clamps, and stores what the map y stores; returns it as it was rounded. ``valid`` has the
+    shape of v.
+    """
     pitch = (outputs + 7) // 8 * 8
     row = (image.to(tl.int64) * pixels + pixel) * pitch
     if HAS_RESIDUAL:
@@ -40,4 +42,6 @@ def store_result(v, y, y_sets, residual, residual_sets, image, pixel, pixels, ou
         v += tl.load(residual + row + place, mask=place != 0xFFFF, other=0.0).to(tl.float32)
     v = clamp(v, outer_low, outer_high)
     place = place_of(y_sets, image, output, outputs, valid, Y_PACKED)
-    tl.store(y + row + place, v.to(y.dtype.element_ty), mask=place != 0xFFFF)
+    rounded = v.to(y.dtype.element_ty)
+    tl.store(y + row + place, rounded, mask=place != 0xFFFF)
+    return rounded

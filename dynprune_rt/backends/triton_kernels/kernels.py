@@ -15,10 +15,12 @@ from dynprune_rt.backends.cuda.maps import (
     CHUNK,
     DENSE,
     REDUCE_KINDS,
+    SPATIAL_KINDS,
     ChannelSet,
     ConvMode,
     DeviceMap,
     Epilogue,
+    GroupResults,
     round_up,
 )
 from dynprune_rt.backends.triton_kernels import channel_sets, convolution, maps, vectors
@@ -42,6 +44,7 @@ class TritonKernels(Kernels):
     """On a GPU, or with ``device`` the CPU in Triton's interpreter (tests); ``start`` launches the kernels."""
 
     segments = False
+    fused_reductions = 1
 
     def __init__(self, device: torch.device, precision: str, start: Launch = launch) -> None:
         super().__init__(device, precision)
@@ -131,6 +134,7 @@ class TritonKernels(Kernels):
         mode: ConvMode,
         geometry: Sequence[int],
         epilogue: Epilogue,
+        reductions: GroupResults | None = None,
     ) -> None:
         if mode.segments != 1:
             raise ValueError("the Triton kernels do not cut sums into segments")
@@ -143,6 +147,8 @@ class TritonKernels(Kernels):
             "x_sets": self._records(x.stored),
             "computed": self._records(computed),
             "weights": weights,
+            "groups": self._nothing if reductions is None else reductions.data,
+            "REDUCTION": -1 if reductions is None else SPATIAL_KINDS[reductions.kinds[0]],
             "rows": batch * pixels,
             **self._geometry(x, y, geometry),
             **self._epilogue(epilogue, y),
@@ -237,23 +243,24 @@ class TritonKernels(Kernels):
         grid = self._map_grid(int(x.data.shape[0]), y.height * y.width, y.channels)
         self._launch(maps.pool2d_kernel, grid, arguments)
 
-    def spatial_reduce_into(self, x: DeviceMap, result: Tensor, kind: str) -> None:
+    def spatial_reduce_into(
+        self, x: DeviceMap, result: Tensor, kind: str, groups: Tensor | None, computed: ChannelSet | None
+    ) -> None:
         arguments = {
             "x": x.data,
             "x_sets": self._records(x.stored),
             "y": result,
+            "groups": self._nothing if groups is None else groups,
+            "computed": self._records(computed),
             "pixels": x.height * x.width,
             "channels": x.channels,
-            "MAXIMUM": kind in ("max", "max_abs"),
-            "MINIMUM": kind == "min",
-            "ABSOLUTE": kind.endswith("_abs"),
-            "SQUARED": kind in ("sum_squares", "l2"),
-            "MEAN": kind in ("mean", "mean_abs"),
-            "ROOT": kind == "l2",
+            "KIND": SPATIAL_KINDS[kind],
+            "GIVEN": groups is not None,
+            "SOME_GIVEN": computed is not None,
             "X_PACKED": x.stored is not None,
-            **_BLOCK,
+            "BN": 32,
         }
-        grid = (int(x.data.shape[0]), -(-x.channels // _BLOCK["BN"]))
+        grid = (int(x.data.shape[0]), -(-x.channels // 32))
         self._launch(maps.spatial_reduce_kernel, grid, arguments)
 
     def linear_rows(

@@ -109,43 +109,95 @@ def pool2d_kernel(
 
 
 @triton.jit
-def spatial_reduce_kernel(x, x_sets, y, pixels, channels, MAXIMUM: tl.constexpr, MINIMUM: tl.constexpr,
-                          ABSOLUTE: tl.constexpr, SQUARED: tl.constexpr, MEAN: tl.constexpr, ROOT: tl.constexpr,
-                          X_PACKED: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr):  # fmt: skip
-    """[N, C] of a map; BP partial results, each of every BP-th pixel in order, then a fixed tree. 0 if not stored."""
+def reduction_start(KIND: tl.constexpr):
+    """What a reduction starts from. KIND numbers maps.SPATIAL_KINDS."""
+    start = 0.0
+    if KIND == 6 or KIND == 8:
+        start = float("-inf")
+    if KIND == 7:
+        start = float("inf")
+    return start
+
+
+@triton.jit
+def reduction_value(v, KIND: tl.constexpr):
+    """What a reduction does with each value: absolute values, squares, or nothing."""
+    if KIND == 2 or KIND == 3 or KIND == 8:
+        v = tl.abs(v)
+    if KIND == 4 or KIND == 5:
+        v = v * v
+    return v
+
+
+@triton.jit
+def reduction_combine(a, b, KIND: tl.constexpr):
+    if KIND == 6 or KIND == 8:
+        combined = larger(b, a)
+    elif KIND == 7:
+        combined = smaller(b, a)
+    else:
+        combined = a + b
+    return combined
+
+
+@triton.jit
+def fold(v, KIND: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr):
+    """Combines neighbouring rows of [ROWS, BN]: in this order, however the compiler spreads them over threads."""
+    a, b = tl.split(tl.permute(tl.reshape(v, (ROWS // 2, 2, BN)), (0, 2, 1)))
+    return reduction_combine(a, b, KIND)
+
+
+@triton.jit
+def fold_groups(v, KIND: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr):
+    """Results of groups of 32 pixels, [ROWS // 32, BN]; rows that are no pixels hold `reduction_start`."""
+    v = fold(v, KIND, ROWS, BN)
+    v = fold(v, KIND, ROWS // 2, BN)
+    v = fold(v, KIND, ROWS // 4, BN)
+    v = fold(v, KIND, ROWS // 8, BN)
+    return fold(v, KIND, ROWS // 16, BN)
+
+
+@triton.jit
+def spatial_reduce_kernel(x, x_sets, y, groups, computed, pixels, channels, KIND: tl.constexpr, GIVEN: tl.constexpr,
+                          SOME_GIVEN: tl.constexpr, X_PACKED: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """[N, C] of a map, 0 if not stored: eight chains, each of every eighth group of pixels in order, then a fixed tree.
+
+    GIVEN: a convolution has made the results of groups, [N, groups, C]; SOME_GIVEN: of the channels in ``computed``.
+    """
     image = tl.program_id(0)
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
-    place = place_of(x_sets, image, channel, channels, channel < channels, X_PACKED)
+    inside = channel < channels
+    place = place_of(x_sets, image, channel, channels, inside, X_PACKED)
     stored = place != 0xFFFF
-    pitch = (channels + 7) // 8 * 8
-    first = x + image.to(tl.int64) * pixels * pitch
-    total = tl.zeros((BP, BN), tl.float32)
-    if MAXIMUM:
-        total += float("-inf")
-    if MINIMUM:
-        total += float("inf")
-    for start in range(0, pixels, BP):
-        pixel = start + tl.arange(0, BP)
-        wanted = (pixel < pixels)[:, None] & stored[None, :]
-        v = tl.load(first + pixel[:, None] * pitch + place[None, :], mask=wanted, other=0.0).to(tl.float32)
-        if ABSOLUTE:
-            v = tl.abs(v)
-        if SQUARED:
-            v = v * v
-        if MAXIMUM:
-            total = tl.where(wanted, larger(v, total), total)
-        elif MINIMUM:
-            total = tl.where(wanted, smaller(v, total), total)
-        else:
-            total += v
-    if MAXIMUM:
-        result = tl.reduce(total, 0, larger)
-    elif MINIMUM:
-        result = tl.reduce(total, 0, smaller)
-    else:
-        result = tl.reduce(total, 0, added)
-    if MEAN:
+    count = tl.cdiv(pixels, 32)
+    chain = tl.arange(0, 8)
+    total = tl.zeros((8, BN), tl.float32) + reduction_start(KIND)
+    missing = stored
+    if GIVEN:
+        given = stored
+        if SOME_GIVEN:
+            given &= place_of(computed, image, channel, channels, inside, True) != 0xFFFF
+        missing = stored & (given == 0)
+        for start in range(0, count, 8):
+            group = start + chain
+            wanted = (group < count)[:, None] & given[None, :]
+            line = (image.to(tl.int64) * count + group) * channels
+            v = tl.load(groups + line[:, None] + channel[None, :], mask=wanted, other=0.0)
+            total = tl.where(wanted, reduction_combine(total, v, KIND), total)
+    if tl.max(missing.to(tl.int32), 0) != 0:
+        pitch = (channels + 7) // 8 * 8
+        first = x + image.to(tl.int64) * pixels * pitch
+        for start in range(0, pixels, 256):
+            pixel = start + tl.arange(0, 256)
+            wanted = (pixel < pixels)[:, None] & missing[None, :]
+            v = tl.load(first + pixel[:, None] * pitch + place[None, :], mask=wanted, other=0.0).to(tl.float32)
+            v = tl.where(wanted, reduction_value(v, KIND), reduction_start(KIND))
+            exists = (start // 32 + chain < count)[:, None] & missing[None, :]
+            total = tl.where(exists, reduction_combine(total, fold_groups(v, KIND, 256, BN), KIND), total)
+    folded = fold(fold(fold(total, KIND, 8, BN), KIND, 4, BN), KIND, 2, BN)
+    result = tl.reshape(folded, (BN,))
+    if KIND == 0 or KIND == 2:
         result = result / pixels.to(tl.float32)
-    if ROOT:
+    if KIND == 5:
         result = tl.sqrt(result)
-    tl.store(y + image.to(tl.int64) * channels + channel, tl.where(stored, result, 0.0), mask=channel < channels)
+    tl.store(y + image.to(tl.int64) * channels + channel, tl.where(stored, result, 0.0), mask=inside)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,16 @@ import torch
 
 import dynprune_rt
 from dynprune_rt import torch_module
+from dynprune_rt.backends.cuda import session as cuda_session
 from dynprune_rt.backends.cuda.kernels import Kernels
 from dynprune_rt.backends.cuda.native_kernels import NativeKernels
 from dynprune_rt.backends.cuda.session import CudaSession
+from dynprune_rt.backends.cuda.times_cache import CACHE_VARIABLE
 from dynprune_rt.errors import DeviceError, InputError
+from dynprune_rt.ir.build import Builder
+from dynprune_rt.ir.types import BATCH, TensorType
 from dynprune_rt.program import Program
+from python_tests.backends.cuda.fake_cuda import FakeCuda, FakeEvent
 from python_tests.backends.cuda.networks import images, network, relative_error
 
 CPU = torch.device("cpu")
@@ -80,6 +87,25 @@ def test_an_image_does_not_depend_on_its_batch(gpu: CudaSession) -> None:
     together = gpu.run(x)
     for i in range(3):
         np.testing.assert_array_equal(gpu.run(x[i : i + 1]), together[i : i + 1])
+
+
+def test_what_convolutions_reduce_for_gates_changes_no_bit(
+    program: Program, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, x, made = session(program, emulated), images(2, 8), []
+    find = gpu._kernels.group_results
+
+    def counted(*given: Any) -> Any:
+        made.append(find(*given))
+        return made[-1]
+
+    monkeypatch.setattr(gpu._kernels, "group_results", counted)
+    fused = gpu.run(x)
+    assert any(made), "no convolution of this network reduces its output"
+    monkeypatch.setattr(gpu._kernels, "fused_reductions", 0)
+    made.clear()
+    np.testing.assert_array_equal(gpu.run(x), fused)
+    assert not any(made)
 
 
 def test_kinds_of_arrays(gpu: CudaSession) -> None:
@@ -173,6 +199,56 @@ def test_out_of_memory_is_explained(program: Program, emulated: ModuleType, monk
     np.testing.assert_array_equal(gpu.run(x), expected)
 
 
+def test_out_of_memory_while_loading(program: Program, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_session, "DeviceConstants", full)
+        with pytest.raises(DeviceError, match="CTA emulator has too little free memory for loading the program"):
+            session(program, emulated)
+    session(program, emulated)
+
+
+def test_a_stream_that_is_being_captured(
+    program: Program, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, x = session(program, emulated), images(1, 8)
+    on_device = torch.from_numpy(x)
+    expected = gpu.run(on_device)
+    released: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "_capturing", lambda: True)
+        patch.setattr(gpu, "release_graphs", lambda: released.append(1))
+        assert torch.equal(gpu.run(on_device), expected), "tensors on the GPU join the caller's graph"
+        with pytest.raises(InputError, match=r"is being captured.*must be tensors on cpu"):
+            gpu.run(x)
+        with pytest.raises(InputError, match="is being captured"):
+            gpu.run(on_device, out=np.empty((1, 10), np.float32))
+        for call in (gpu.profile, gpu.live_channels):
+            with pytest.raises(InputError, match="waits for the GPU, which is impossible on a stream"):
+                call(on_device)
+
+        def full(*shape: int) -> None:
+            raise torch.OutOfMemoryError("no memory")
+
+        patch.setattr(gpu._kernels, "new_vector", full)
+        with pytest.raises(DeviceError, match="too little free memory"):
+            gpu.run(on_device)
+    assert not released, "graphs cannot be given up, nor the device waited for, inside of a capture"
+    assert torch.equal(gpu.run(on_device), expected)
+
+
+def test_inputs_on_two_devices(emulated: ModuleType) -> None:
+    builder = Builder(fold=False)
+    x, y = (builder.graph.add_input(name, TensorType("f32", (BATCH, 3))) for name in "xy")
+    builder.graph.outputs.append(builder.op("add", x, y))
+    gpu = session(Program(builder.graph), emulated)
+    gpu.device = torch.device("meta")  # where one of the inputs may be
+    with pytest.raises(InputError, match=r"inputs are on different devices: \['cpu', 'meta'\]"):
+        gpu.run((torch.zeros(1, 3), torch.zeros(1, 3, device="meta")))
+
+
 def test_an_old_gpu_is_refused(program: Program, emulated: ModuleType) -> None:
     old = SimpleNamespace(device_facts=lambda index: ("Tesla T4", 7, 5, 40), VERSION=1)
     with pytest.raises(DeviceError, match=r"Tesla T4 has compute capability 7\.5; 8\.0 or newer"):
@@ -184,3 +260,34 @@ def test_as_a_torch_module(program: Program, gpu: CudaSession, monkeypatch: pyte
     monkeypatch.setattr(torch_module, "load", lambda *given: gpu)
     x = torch.from_numpy(images(2, 8))
     torch.testing.assert_close(torch_module.TorchModule(program, device="cuda")(x), gpu.run(x), rtol=0, atol=0)
+
+
+def test_what_only_a_gpu_executes(program: Program, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening, capturing, replaying and profiling, with stand-ins for torch.cuda and kernels on the emulator."""
+    fake = FakeCuda()
+    cuda = torch.cuda
+    for name, value in {
+        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
+        "device": lambda index: contextlib.nullcontext(), "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None, "Event": FakeEvent, "is_current_stream_capturing": lambda: fake.capturing,
+        "current_stream": lambda device=None: fake.current_stream(), "Stream": fake.Stream, "stream": fake.stream,
+        "CUDAGraph": fake.CUDAGraph, "graph": fake.graph,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(cuda, name, value)
+    monkeypatch.setattr(cuda_session, "open_kernels", lambda device, precision: NativeKernels(emulated, CPU, precision))
+    monkeypatch.setattr(cuda_session, "ConvTimer", lambda kernels: lambda problem, mode, batch: 1.0)
+    monkeypatch.setenv(CACHE_VARIABLE, "off")
+    x = torch.from_numpy(images(1, 8))
+    expected = session(program, emulated).run(x)
+    gpu = cuda_session.open_session(program, "cuda:0", "fp16", 2)
+    gpu.device = torch.device("cuda", 0)
+    move = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *to, **how: t if to == (gpu.device,) else move(t, *to, **how))
+    assert relative_error(gpu.run(x).numpy(), expected.numpy()) < TOLERANCE["fp16"]
+    assert len(gpu._graphs) == 1
+    assert all(row["ms"] == 1.5 for row in gpu.profile(x).rows)
+    gpu.release_graphs()
+    assert len(gpu._graphs) == 0
+    fake.capturing = True
+    with pytest.raises(InputError, match="is being captured"):
+        gpu.run(x)

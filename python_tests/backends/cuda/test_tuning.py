@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dynprune_rt.backends.cuda import conv_timer
 from dynprune_rt.backends.cuda.conv_timer import conv_call
 from dynprune_rt.backends.cuda.maps import BY_INPUT, BY_OUTPUT, DENSE, TWO_SIDED, ConvMode
 from dynprune_rt.backends.cuda.modes import ConvProblem, conv_problem, is_gemm, packable
@@ -20,6 +21,7 @@ from dynprune_rt.backends.cuda.session import CudaSession
 from dynprune_rt.backends.cuda.times_cache import CACHE_VARIABLE, TimesCache, default_path
 from dynprune_rt.backends.cuda.tuning import Tuner
 from dynprune_rt.ir.graph import Graph
+from python_tests.backends.cuda.fake_cuda import FakeEvent
 from python_tests.backends.cuda.networks import images, network, relative_error
 
 Cost = Callable[[ConvProblem, ConvMode, int], float]
@@ -184,12 +186,17 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("packed", "gated", "layout"), [(True, True, TWO_SIDED), (True, False, BY_INPUT), (False, True, BY_OUTPUT)]
 )
-def test_what_is_timed_runs(emulated: ModuleType, packed: bool, gated: bool, layout: int) -> None:
-    problem = ConvProblem(16, 24, (4, 4), (4, 4), (3, 3, 1, 1, 1, 1, 1, 1), packed, gated, residual=True)
+def test_what_is_timed_runs(
+    emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, packed: bool, gated: bool, layout: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(conv_timer, "_REPEATS", 1)
+    problem = ConvProblem(16, 24, (4, 4), (4, 4), (3, 3, 1, 1, 1, 1, 1, 1), packed, gated, residual=True, reduced=True)
     kernels = NativeKernels(emulated, torch.device("cpu"), "fp16")
     assert layout == problem.layouts()[0]
     for mode in (ConvMode(layout), ConvMode(layout, 2, spread=True)):
         conv_call(kernels, problem, mode, 2, 0.5)()
+    assert conv_timer.ConvTimer(kernels)(problem, ConvMode(layout), 1) == 1.5 / 4, "of four launches"
 
 
 def test_a_session_gives_the_same_bits_in_every_batch(emulated: ModuleType) -> None:
