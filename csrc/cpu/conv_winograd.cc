@@ -51,14 +51,15 @@ void winograd_pack(const WinogradShape& shape, WinogradWeights form, const float
 }
 
 void winograd_input(const WinogradShape& shape, TileRows rows, [[maybe_unused]] WinogradWeights form,
-                    const ConvCall& call, int32_t first, int32_t last, float* v) {
+                    const ConvCall& call, const int32_t* positions, int32_t first, int32_t last, float* v) {
 #if defined(__AVX512F__)
   if (form == WinogradWeights::kChannelLanes) return lanes_input(shape.out, call, first, last, v);
 #endif
   const TileGrid grid = tile_grid(shape.out, shape.m, kLanes, rows);
   const int64_t stride = matrix_stride(grid, call.n_in);
   for (int32_t i = first; i < last; ++i) {
-    input_plane(grid, shape.out, shape.m, call.input[i], v + i * grid.stride, stride);
+    const int32_t at = positions ? positions[i] : i;
+    input_plane(grid, shape.out, shape.m, call.input[at], v + at * grid.stride, stride);
   }
 }
 

@@ -138,9 +138,10 @@ using WinogradPackFn = void (*)(const WinogradShape&, WinogradWeights, const flo
 struct TileRows {
   int32_t first, last;
 };
-// Transforms live inputs [first, last) of call.input into v. All must be done before winograd_output for these rows.
-using WinogradInputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const ConvCall&, int32_t first,
-                                 int32_t last, float* v);
+// Transforms entries [first, last) of call.input, or of those that `positions` lists (planar forms only; null = all),
+// into v. All must be done before winograd_output for these rows.
+using WinogradInputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const ConvCall&,
+                                 const int32_t* positions, int32_t first, int32_t last, float* v);
 // Multiplies, transforms back and finishes live outputs [first, last). v as written for all n_in.
 using WinogradOutputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const float* packed, const float* v,
                                   const ConvCall&, int32_t first, int32_t last, float* thread_scratch);
@@ -230,6 +231,7 @@ using PlaneAdaptivePoolFn = void (*)(const PlaneShape& in, const PlaneShape& out
 // Splits one plane into stride_h * stride_w phase planes `phase_stride` floats apart: phase
 // r * stride_w + s holds rows r, r + stride_h, ... and columns s, s + stride_w, ... of the input;
 // `phase` gives height, width and pitch of the phase planes (rows or columns beyond the input are zero).
+// phase_stride 0: phase 0 alone.
 using PhaseSplitFn = void (*)(const PlaneShape& in, const PlaneShape& phase, int32_t stride_h, int32_t stride_w,
                               int64_t phase_stride, const float* x, float* y);
 
