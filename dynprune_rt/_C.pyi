@@ -90,6 +90,7 @@ class PlanBuilder:
         winograd_form: WinogradWeights,
         winograd_scratch: int,
         kept_input: tuple[int, int, int],
+        shared_planes: int,
         macs_per_pair: int,
     ) -> None: ...
     def add_linear(
@@ -120,6 +121,18 @@ class PlanBuilder:
         self, name: str, *, stride_h: int, stride_w: int, phase_stride: int, in_map: int, out_map: int, list: int
     ) -> None: ...
     def add_load_planes(self, name: str, *, flat: int, input: int, out_map: int) -> None: ...
+    def add_load_phases(
+        self,
+        name: str,
+        *,
+        input: int,
+        height: int,
+        width: int,
+        stride_h: int,
+        stride_w: int,
+        phase_stride: int,
+        out_map: int,
+    ) -> None: ...
     def add_store_planes(self, name: str, *, in_map: int, list: int, flat: int, output: int) -> None: ...
     def add_copy(self, name: str, *, flat: int, input: int, output: int) -> None: ...
     def add_flat_op(

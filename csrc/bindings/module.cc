@@ -263,7 +263,7 @@ void bind_builder(py::module_& m) {
          int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
          const std::vector<std::tuple<cpu::Reduce, int32_t, int32_t>>& pools, int32_t winograd_m,
          cpu::WinogradWeights winograd_form, int64_t winograd_scratch, std::tuple<int32_t, int32_t, int32_t> kept_input,
-         int64_t macs_per_pair) {
+         int32_t shared_planes, int64_t macs_per_pair) {
         if (weights.ndim() != 4) throw std::invalid_argument("plan: weights [K,C,R,S] expected");
         ConvParams p;
         p.in_map = in_map;
@@ -293,6 +293,7 @@ void bind_builder(py::module_& m) {
         p.winograd_form = winograd_form;
         p.winograd_scratch = winograd_scratch;
         std::tie(p.kept_input.slot, p.kept_input.turn, p.kept_input.changed) = kept_input;
+        p.shared_planes = shared_planes;
         p.macs_per_pair = macs_per_pair;
         b.add_conv(name, std::move(p));
       },
@@ -301,7 +302,7 @@ void bind_builder(py::module_& m) {
       py::arg("gate"), py::arg("gate_is_mask"), py::arg("shift"), py::arg("residual_map"), py::arg("residual_live"),
       py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
       py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
-      py::arg("winograd_scratch"), py::arg("kept_input"), py::arg("macs_per_pair"));
+      py::arg("winograd_scratch"), py::arg("kept_input"), py::arg("shared_planes"), py::arg("macs_per_pair"));
   builder.def(
       "add_linear",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const FloatArray& weights,
@@ -364,6 +365,9 @@ void bind_builder(py::module_& m) {
            py::arg("stride_w"), py::arg("phase_stride"), py::arg("in_map"), py::arg("out_map"), py::arg("list"))
       .def("add_load_planes", &PyPlanBuilder::add_load_planes, py::arg("name"), py::kw_only(), py::arg("flat"),
            py::arg("input"), py::arg("out_map"))
+      .def("add_load_phases", &PyPlanBuilder::add_load_phases, py::arg("name"), py::kw_only(), py::arg("input"),
+           py::arg("height"), py::arg("width"), py::arg("stride_h"), py::arg("stride_w"), py::arg("phase_stride"),
+           py::arg("out_map"))
       .def("add_store_planes", &PyPlanBuilder::add_store_planes, py::arg("name"), py::kw_only(), py::arg("in_map"),
            py::arg("list"), py::arg("flat"), py::arg("output"))
       .def("add_copy", &PyPlanBuilder::add_copy, py::arg("name"), py::kw_only(), py::arg("flat"), py::arg("input"),

@@ -22,6 +22,9 @@ struct KeptInput {
   int32_t changed = -1;  // list of the channels that differ from the map of the turn before; -1 for turn 0
 };
 
+// Most planes that an expansion shares with the depthwise convolution behind it (expand_depthwise_step.h).
+constexpr int32_t kMostSharedPlanes = 64;
+
 struct ConvParams {
   int32_t in_map = -1, out_map = -1, residual_map = -1;
   int32_t residual_live = -1;  // flat bool [K]: residual channels outside it read as zero; -1 = all stored
@@ -46,7 +49,10 @@ struct ConvParams {
   int64_t winograd_scratch = -1;  // arena offset of the transformed input
   KeptInput kept_input;
   bool channel_lanes = false;  // pack the weights for that kernel; it is the only one of a strided input
-  int64_t macs_per_pair = 0;   // multiply-adds per (live input, live output) pair
+  // An expansion that is executed along with the depthwise convolution that reads it: its output map is made of so many
+  // planes, channel c in plane c modulo their number. 0 = any other layer.
+  int32_t shared_planes = 0;
+  int64_t macs_per_pair = 0;  // multiply-adds per (live input, live output) pair
 };
 
 class ConvStep final : public Step {

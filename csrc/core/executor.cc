@@ -112,7 +112,7 @@ void Executor::run_image(const RunRequest& request, int64_t image, ContextMemory
     context.record = &records[i];
     const auto start = std::chrono::steady_clock::now();
     plan.steps[i]->run(plan, context, team);
-    records[i].nanoseconds =
+    records[i].nanoseconds +=
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
   }
   context.record = nullptr;

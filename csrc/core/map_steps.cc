@@ -158,6 +158,16 @@ void LoadPlanesStep::run(const Plan& plan, Context& context, ThreadTeam&) const 
     plan.kernels->plane_load(shape, dense + c * pixels, context.arena + map.plane[static_cast<size_t>(c)]);
 }
 
+void LoadPhasesStep::run(const Plan& plan, Context& context, ThreadTeam&) const {
+  const MapRef& map = plan.maps[static_cast<size_t>(out_map_)];
+  const cpu::PlaneShape dense{height_, width_, width_, 0, nullptr};
+  const cpu::PlaneShape& phase = plan.shape_of(map);
+  const float* pixels = context.inputs[input_];
+  for (int64_t c = 0; c < map.channels(); ++c)
+    plan.kernels->phase_split(dense, phase, stride_h_, stride_w_, phase_stride_, pixels + c * height_ * width_,
+                              context.arena + map.plane[static_cast<size_t>(c)]);
+}
+
 void StorePlanesStep::run(const Plan& plan, Context& context, ThreadTeam&) const {
   const LiveList& list = context.lists[list_];
   const MapRef& map = plan.maps[static_cast<size_t>(in_map_)];

@@ -110,6 +110,26 @@ class LoadPlanesStep final : public Step {
   int32_t flat_, input_, out_map_;
 };
 
+// Takes dense [C][H][W] floats of graph input `input` apart into phase planes.
+class LoadPhasesStep final : public Step {
+ public:
+  LoadPhasesStep(int32_t input, int32_t height, int32_t width, int32_t stride_h, int32_t stride_w, int64_t phase_stride,
+                 int32_t out_map)
+      : input_(input),
+        height_(height),
+        width_(width),
+        stride_h_(stride_h),
+        stride_w_(stride_w),
+        phase_stride_(phase_stride),
+        out_map_(out_map) {}
+  void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
+
+ private:
+  int32_t input_, height_, width_, stride_h_, stride_w_;
+  int64_t phase_stride_;
+  int32_t out_map_;
+};
+
 // Copies planes into dense [C][H][W] floats, zeros for channels that are not listed. Target: a flat
 // tensor, or graph output `output`.
 class StorePlanesStep final : public Step {

@@ -180,7 +180,32 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
     const cpu::StemShape shape{in, out, plan_->shape_of(p.in_map), plan_->shape_of(p.out_map)};
     need_thread_scratch(sizeof(float) * plan_->kernels->stem_sizes(shape).thread_scratch);
   }
-  append(name, "conv2d", std::make_unique<ConvStep>(*plan_, std::move(p)));
+  const auto reads_deferred = [&](const Deferred& d) { return d.params.out_map == p.in_map; };
+  if (p.shared_planes != 0) {
+    if (p.shared_planes < 1 || p.shared_planes > std::min(kMostSharedPlanes, out) || p.groups != 1 || strided ||
+        p.residual_map >= 0 || p.pass_list >= 0 || !p.pools.empty())
+      fail(name + ": not an expansion that can be executed with its reader");
+    deferred_.push_back({plan_->steps.size(), std::move(p)});
+    append(name, "conv2d", std::make_unique<DeferredStep>());
+  } else if (std::any_of(deferred_.begin(), deferred_.end(), reads_deferred)) {
+    add_expand_depthwise(name, std::move(p));
+  } else {
+    append(name, "conv2d", std::make_unique<ConvStep>(*plan_, std::move(p)));
+  }
+}
+
+void PlanBuilder::add_expand_depthwise(const std::string& name, ConvParams depthwise) {
+  const auto found = std::find_if(deferred_.begin(), deferred_.end(),
+                                  [&](const Deferred& d) { return d.params.out_map == depthwise.in_map; });
+  const int32_t channels_between = channels(depthwise.in_map);
+  if (depthwise.groups != channels_between || channels(depthwise.out_map) != channels_between ||
+      depthwise.residual_map >= 0 || depthwise.pass_list >= 0 || !depthwise.pools.empty() ||
+      depthwise.in_list != found->params.out_list)
+    fail(name + ": not a depthwise convolution that can be executed with the expansion before it");
+  const auto steps_back = static_cast<int32_t>(plan_->steps.size() - found->step);
+  append(name, "conv2d",
+         std::make_unique<ExpandDepthwiseStep>(*plan_, std::move(found->params), std::move(depthwise), steps_back));
+  deferred_.erase(found);
 }
 
 void PlanBuilder::add_linear(const std::string& name, LinearStep::Params p) {
@@ -262,6 +287,17 @@ void PlanBuilder::add_load_planes(const std::string& name, int32_t flat, int32_t
   append(name, "load_planes", std::make_unique<LoadPlanesStep>(flat, input, out_map));
 }
 
+void PlanBuilder::add_load_phases(const std::string& name, int32_t input, int32_t height, int32_t width,
+                                  int32_t stride_h, int32_t stride_w, int64_t phase_stride, int32_t out_map) {
+  check_map(out_map);
+  if (input < 0 || input >= static_cast<int32_t>(plan_->input_sizes.size())) fail(name + ": no such input");
+  if (stride_h < 1 || stride_w < 1) fail(name + ": a phase split needs positive strides");
+  if (plan_->input_sizes[static_cast<size_t>(input)] != int64_t{channels(out_map)} * height * width)
+    fail(name + ": the input has another size");
+  append(name, "load_phases",
+         std::make_unique<LoadPhasesStep>(input, height, width, stride_h, stride_w, phase_stride, out_map));
+}
+
 void PlanBuilder::add_store_planes(const std::string& name, int32_t in_map, int32_t list, int32_t flat,
                                    int32_t output) {
   check_map(in_map);
@@ -302,6 +338,7 @@ int64_t PlanBuilder::winograd_input_scratch(int32_t in_channels, int32_t out_cha
 }
 
 std::shared_ptr<Plan> PlanBuilder::finish(int64_t arena_size) {
+  if (!deferred_.empty()) fail("an expansion waits for a depthwise convolution that never came");
   for (const FlatRef& flat : plan_->flats)
     if (!flat.constant && flat.offset + flat.size() > arena_size) fail("a flat tensor lies outside the arena");
   for (const MapRef& map : plan_->maps) {

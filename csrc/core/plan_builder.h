@@ -9,6 +9,7 @@
 
 #include "core/bf16_steps.h"
 #include "core/conv_step.h"
+#include "core/expand_depthwise_step.h"
 #include "core/flat_steps.h"
 #include "core/map_steps.h"
 #include "core/plan.h"
@@ -44,6 +45,8 @@ class PlanBuilder {
   void add_phase_split(const std::string& name, int32_t stride_h, int32_t stride_w, int64_t phase_stride,
                        int32_t in_map, int32_t out_map, int32_t list);
   void add_load_planes(const std::string& name, int32_t flat, int32_t input, int32_t out_map);
+  void add_load_phases(const std::string& name, int32_t input, int32_t height, int32_t width, int32_t stride_h,
+                       int32_t stride_w, int64_t phase_stride, int32_t out_map);
   void add_store_planes(const std::string& name, int32_t in_map, int32_t list, int32_t flat, int32_t output);
   void add_copy(const std::string& name, int32_t flat, int32_t input, int32_t output);
   void add_flat_op(const std::string& name, const std::string& op, std::vector<int32_t> in, std::vector<int32_t> out,
@@ -98,7 +101,15 @@ class PlanBuilder {
   void check_list(int32_t list, int32_t channels, bool optional = false) const;
   int32_t channels(int32_t map) const { return plan_->maps[static_cast<size_t>(map)].channels(); }
 
+  void add_expand_depthwise(const std::string& name, ConvParams depthwise);
+
   std::shared_ptr<Plan> plan_;
+  // Expansions whose reader is still to come.
+  struct Deferred {
+    size_t step;
+    ConvParams params;
+  };
+  std::vector<Deferred> deferred_;
 };
 
 }  // namespace dynprune

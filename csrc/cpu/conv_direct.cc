@@ -273,8 +273,9 @@ constexpr TileFn kTile[2][kMaxTileChannels][kMaxTileVectors] = {TILES(0), TILES(
 DYNPRUNE_INLINE int taps_variant(int32_t taps) { return taps == 1 ? 1 : 0; }
 #endif
 
-// Computes positions of vectors [v0, v0 + vectors) and, if `half`, the half block after them, for all outputs.
-void position_tile(const Job& job, int64_t v0, int vectors, bool half) {
+// Tiles of one width side by side: `tiles` times `vectors` vectors of positions from v0 on and, if `half`, the half
+// block after them, for all outputs.
+void position_tiles(const Job& job, int64_t v0, int vectors, int tiles, bool half) {
   const ConvCall& call = job.call;
   const int variant = taps_variant(job.shape.taps);
   const int64_t row = static_cast<int64_t>(job.shape.in_channels) * job.shape.taps;
@@ -295,7 +296,8 @@ void position_tile(const Job& job, int64_t v0, int vectors, bool half) {
       tile.epilogue[k] = channel_epilogue(call.epilogue, call.out_channel[at], at);
     }
     if (!half) {
-      kTile[variant][n_units - 1][vectors - 1](job, tile, v0);
+      const TileFn run = kTile[variant][n_units - 1][vectors - 1];
+      for (int t = 0; t < tiles; ++t) run(job, tile, v0 + t * vectors);
     } else {
 #if defined(__AVX512F__)
       kHalfTile[variant][vectors][n_units - 1](job, tile, v0, channels);
@@ -303,6 +305,10 @@ void position_tile(const Job& job, int64_t v0, int vectors, bool half) {
     }
   }
 }
+
+// The tiles that a few outputs at a time go through: what they read of the inputs stays in the first-level cache, and
+// what is prepared per output serves all of them.
+constexpr int64_t kStripBytes = 24 << 10;
 
 void conv_direct(const DirectShape& shape, const float* weights, const ConvCall& call, int32_t first_block,
                  int32_t last_block) {
@@ -314,12 +320,19 @@ void conv_direct(const DirectShape& shape, const float* weights, const ConvCall&
   if (end == begin) return;
   const bool half = kLanes == 16 && (vector_mask(shape.out.store_mask, end - 1) & 0xff00u) == 0;
   const DirectSplit& split = position_split(TileUse::kDirect, kLanes, call.n_out, static_cast<int>(end - begin), half);
-  for (int part = 0; part < split.parts; ++part) {
-    const int64_t v0 = begin + balanced_begin(split.full_vectors, split.parts, part);
-    const int64_t v1 = begin + balanced_begin(split.full_vectors, split.parts, part + 1);
-    position_tile(job, v0, static_cast<int>(v1 - v0), false);
+  const auto strips = [&](int64_t v0, int vectors, int tiles) {
+    const int64_t tile_bytes = int64_t{call.n_in} * vectors * kLanes * sizeof(float) + 1;
+    const int strip = 1 + static_cast<int>(kStripBytes / tile_bytes);
+    for (int t = 0; t < tiles; t += strip) {
+      position_tiles(job, v0 + t * vectors, vectors, tiles - t < strip ? tiles - t : strip, false);
+    }
+  };
+  if (split.parts > 0) {
+    const int narrow = split.full_vectors / split.parts, wide = split.full_vectors % split.parts;
+    if (wide > 0) strips(begin, narrow + 1, wide);
+    strips(begin + wide * (narrow + 1), narrow, split.parts - wide);
   }
-  if (split.half_tile) position_tile(job, begin + split.full_vectors, split.half_tile_vectors, true);
+  if (split.half_tile) position_tiles(job, begin + split.full_vectors, split.half_tile_vectors, 1, true);
 }
 
 }  // namespace

@@ -64,6 +64,8 @@ DYNPRUNE_INLINE HalfVec half_zero() { return _mm256_setzero_ps(); }
 DYNPRUNE_INLINE HalfVec half_load(const float* p) { return _mm256_loadu_ps(p); }
 DYNPRUNE_INLINE HalfVec half_broadcast(float x) { return _mm256_set1_ps(x); }
 DYNPRUNE_INLINE HalfVec half_fma(HalfVec a, HalfVec b, HalfVec c) { return _mm256_fmadd_ps(a, b, c); }
+DYNPRUNE_INLINE HalfVec lower_half(Vec v) { return _mm512_castps512_ps256(v); }
+DYNPRUNE_INLINE void half_pin(HalfVec& v) { asm volatile("" : "+v"(v)); }
 DYNPRUNE_INLINE Vec widen(HalfVec v) { return _mm512_zextps256_ps512(v); }
 // Eight floats into both halves, and the upper half moved down (the upper half of the result is unspecified).
 DYNPRUNE_INLINE Vec load_half_twice(const float* p) { return _mm512_broadcast_f32x8(_mm256_loadu_ps(p)); }

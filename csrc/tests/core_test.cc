@@ -290,6 +290,16 @@ void test_builder_refuses_bad_plans() {
   conv.in_map = conv.out_map = map;
   check_throws([&] { b.add_conv("c", conv); }, "a convolution without weights");
   check_throws([&] { b.finish(100); }, "a plane outside the arena");
+  check_throws([&] { b.add_load_phases("x", 0, 6, 6, 2, 2, 64, map); }, "an unknown input");
+  const float weights[4] = {};
+  conv.weights = weights;
+  conv.tap_offset = {0};
+  conv.in_list = conv.out_list = b.add_constant_list({0, 1});
+  conv.shared_planes = 3;
+  check_throws([&] { b.add_conv("c", conv); }, "more shared planes than channels");
+  conv.shared_planes = 2;
+  b.add_conv("expand", conv);
+  check_throws([&] { b.finish(1000); }, "an expansion without a reader");
 }
 
 }  // namespace

@@ -33,8 +33,15 @@ from dynprune_rt.ir.types import CHANNELS_PER_WORD, QUANTIZED
 _UNBOUNDED = (-math.inf, math.inf)
 #: Fewer outputs than this would leave most lanes of a strided convolution empty.
 _FEWEST_LANES = 9
-#: The kernel for 7x7 layers reads a few maps: kMaxStemInputs of csrc/cpu/kernels.h.
-_MOST_STEM_INPUTS = 4
+#: Of so few inputs a tile with channels in the lanes multiplies less than it transposes: phase planes and the direct
+#: kernel are faster. The kernel for 7x7 layers reads no more: kMaxStemInputs of csrc/cpu/kernels.h.
+_FEW_INPUTS = 4
+#: The result of an expansion beyond this (half of a second-level cache) is convolved on a few channels at a time: as
+#: many planes as fit into `_SHARED_BYTES`, within limits. kMostSharedPlanes of csrc/core/conv_step.h is not exceeded.
+_RESIDENT_MAP_BYTES = 512 << 10
+_SHARED_BYTES = 256 << 10
+_FEWEST_SHARED = 8
+_MOST_SHARED = 32
 #: Maps up to this size fill few lanes of the other kernels, Winograd's tiles included.
 _TINY_MAP = 4
 
@@ -92,19 +99,26 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
 
     out_channels = y.type.channels
     lanes = recorder.builder.has_channel_lanes and groups == 1 and stride[1] <= 2
+    few = x.type.channels <= _FEW_INPUTS
+    stem = lanes and few and recorder.builder.has_stem and out_channels >= _FEWEST_LANES
+    stem = stem and kernel == (7, 7) and stride == (2, 2) and padding == (3, 3, 3, 3) and dilation == (1, 1)
     whole = stride != (1, 1) and (
-        (lanes and out_channels >= _FEWEST_LANES) or (groups == x.type.channels > 1 and stride[1] == 2)
+        stem
+        or (lanes and not few and out_channels >= _FEWEST_LANES)
+        or (groups == x.type.channels > 1 and stride[1] == 2)
     )
+    shared_planes = _shared_planes(recorder, node)
     taps = convolution_taps(_size(x), _size(y), kernel, stride, padding, dilation, split=not whole)
     residual_view = None if residual is None else recorder.as_map(residual)
-    in_storages = recorder.as_map(x).storages
     if (
         residual is not None
         and residual_view is not None
         and recorder.overwritable(residual, residual_view)
-        and not residual_view.storages & in_storages
+        and not residual_view.storages & recorder.as_map(x).storages
     ):
         out = recorder.bind_map(y, residual_view)
+    elif shared_planes:
+        out = recorder.bind_map(y, recorder.new_shared_planes(y, shared_planes))
     else:
         out = recorder.new_map(y)
     if residual_view is not None:
@@ -131,8 +145,6 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     if partly_kept is not None:
         recorder.winograd.map_updated(y, partly_kept, out_list)
 
-    stem = whole and recorder.builder.has_stem and x.type.channels <= _MOST_STEM_INPUTS
-    stem = stem and kernel == (7, 7) and stride == (2, 2) and padding == (3, 3, 3, 3) and dilation == (1, 1)
     site = None
     tiny = lanes and min(_size(y)) <= _TINY_MAP
     winograd = recorder.builder.has_winograd and not tiny
@@ -150,6 +162,9 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     pooled_before = [_pooled(partly_kept, kind) for kind in pools]  # planes that stay keep their pooled values
     before_flats = [None if v is None else recorder.as_flat(v) for v in pooled_before]
     macs_per_pair = math.prod(_size(y)) * math.prod(kernel)
+    reads = [source, residual_view, gate_flat, shift_flat, residual_live, *before_flats, *recorder.deferred.pop(x, ())]
+    if shared_planes:
+        recorder.deferred[y] = reads
     builder = recorder.builder
     recorder.step(
         lambda: builder.add_conv(
@@ -159,7 +174,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             weights=weights,
             groups=groups,
             stride=stride if whole else (1, 1),
-            channel_lanes=lanes and (whole or (stride == (1, 1) and site is None)),
+            channel_lanes=lanes and (whole or (stride == (1, 1) and site is None)) and not shared_planes,
             tap_offset=taps.flat(source.pitch_class.pitch, source.pitch_class.plane_stride),
             bias=recorder.flat_id(bias_flat),
             gate=recorder.flat_id(gate_flat),
@@ -182,13 +197,42 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             winograd_form=_C.WinogradWeights.transformed if site is None else site.form,
             winograd_scratch=-1 if site is None else recorder.winograd.scratch(site),
             kept_input=(-1, 0, -1) if site is None else site.kept_input,
+            shared_planes=shared_planes,
             macs_per_pair=macs_per_pair,
         ),
         LayerFacts(node.name, "conv2d", x.type.channels, out_channels, macs_per_pair * math.prod(weights.shape[:2])),
-        reads=[source, residual_view, gate_flat, shift_flat, residual_live, *before_flats],
+        reads=reads,
         writes=[out, *pool_flats],
     )
     return True
+
+
+def _shared_planes(recorder: Recorder, node: Node) -> int:
+    """How many planes an expansion shares with the depthwise convolution that is executed with it; 0 = an own map."""
+    y, users = node.output, recorder.users.get(node.output, [])
+    # Up to its reader the expansion is put off: maps made in between might take the place of what it reads.
+    following = recorder.graph.nodes[recorder.position + 1 :]
+    reader = next((later for later in following if later in users or len(later.output.type.shape) == 4), None)
+    if reader is None or users != [reader] or y in recorder.graph.outputs:
+        return 0
+    weight = node.inputs[1]
+    assert weight is not None
+    channels = y.type.channels
+    expansion = weight.type.shape[2:] == (1, 1) == tuple(node.attrs["stride"]) and node.attrs["groups"] == 1
+    depthwise = reader.op == "conv2d" and reader.inputs[0] is y and reader.attrs["groups"] == channels > 1
+    if not expansion or not depthwise or reader.output.type.channels != channels:
+        return 0
+    alone = all(
+        _operand(layer, 5) is None
+        and not layer.attrs.get("pools")
+        and (layer.computed is None or layer.computed is layer.output.live)
+        for layer in (node, reader)
+    )
+    steps = tuple(reader.attrs["stride"])
+    plane_bytes = 4 * math.prod(_size(y))
+    if not alone or (steps != (1, 1) and steps[1] != 2) or channels * plane_bytes < _RESIDENT_MAP_BYTES:
+        return 0
+    return min(max(_SHARED_BYTES // plane_bytes, _FEWEST_SHARED), _MOST_SHARED, channels)
 
 
 def _pooled(value: Value | None, kind: str) -> Value | None:

@@ -9,7 +9,7 @@ by lifetimes, and runs the closures against the C++ `PlanBuilder`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Recorder:
         self._plane_storages: list[PlaneStorage] = []
         self._flat_storages: list[FlatStorage] = []
         self._phases: dict[tuple[Value, tuple[int, int], bool], MapView] = {}
+        # What an expansion reads that is executed along with the reader of its output.
+        self.deferred: dict[Value, list[MapView | FlatView | None]] = {}
         # Values x[:, :, ::s] whose readers all take ::t of the columns: the phase planes of both.
         self.strided_rows: dict[Value, MapView] = {}
         self._lists: dict[tuple[Value | None, Value | None, int, bool], LiveListRef] = {}
@@ -121,6 +123,12 @@ class Recorder:
         storage = PlaneStorage(planes=channels * phases, height=height, width=width, pitch_class=own)
         self._plane_storages.append(storage)
         return MapView([(storage, c * phases) for c in range(channels)], height, width, own)
+
+    def new_shared_planes(self, value: Value, planes: int) -> MapView:
+        """Planes that the channels of ``value`` take turns in."""
+        _, channels, height, width = value.type.shape
+        view = self.new_planes(planes, height, width)
+        return replace(view, planes=[view.planes[c % planes] for c in range(channels)])
 
     def bind_map(self, value: Value, view: MapView) -> MapView:
         self._maps[value] = view
@@ -300,7 +308,11 @@ class Recorder:
     def phase_split(self, value: Value, stride: tuple[int, int], first_only: bool = False) -> MapView:
         """The phase planes of a map for a strided convolution, or phase 0 for a slice; shared by all readers."""
         key = (value, stride, first_only)
-        if key not in self._phases:
+        if key in self._phases:
+            return self._phases[key]
+        if not first_only and value in self.graph.inputs and value not in self._maps and value.type.dtype == "f32":
+            self._phases[key] = self._load_phases(value, stride)
+        else:
             source, live = self.as_map(value), self.live_list(value)
             height, width = -(-source.height // stride[0]), -(-source.width // stride[1])
             per_word = CHANNELS_PER_WORD.get(value.type.dtype, 1)
@@ -325,6 +337,26 @@ class Recorder:
                 writes=[view],
             )
         return self._phases[key]
+
+    def _load_phases(self, value: Value, stride: tuple[int, int]) -> MapView:
+        """The phase planes of a graph input, straight from the caller's floats."""
+        _, channels, height, width = value.type.shape
+        view = self.new_planes(channels, -(-height // stride[0]), -(-width // stride[1]), phases=stride[0] * stride[1])
+        self.step(
+            lambda: self.builder.add_load_phases(
+                value.name,
+                input=self.graph.inputs.index(value),
+                height=height,
+                width=width,
+                stride_h=stride[0],
+                stride_w=stride[1],
+                phase_stride=view.pitch_class.plane_stride,
+                out_map=self.map_id(view),
+            ),
+            LayerFacts(value.name, "load"),
+            writes=[view],
+        )
+        return view
 
     # -- emission ---------------------------------------------------------------------------------
 

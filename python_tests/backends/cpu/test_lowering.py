@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dynprune_rt.backends.cpu import lower_maps
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.build import Builder
 from dynprune_rt.ir.graph import Graph, Value
@@ -57,6 +58,7 @@ CONVOLUTIONS = {
     "stride 2x1": ((3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 1)}, 3, 8, 1),
     "padding wider than the kernel": ((3, 3), {"padding": (3, 4, 3, 4)}, 3, 8, 1),
     "1x1 stride 2": ((1, 1), {"stride": (2, 2)}, 6, 9, 1),
+    "3x3 stride 2, few inputs": ((3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 2)}, 3, 12, 1),
     "3x3 stride 2, many outputs": ((3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 2)}, 6, 40, 1),
     "1x1 many channels": ((1, 1), {}, 70, 90, 1),
     "grouped": ((3, 3), {"padding": (1, 1, 1, 1), "groups": 3}, 6, 9, 3),
@@ -75,6 +77,32 @@ def test_convolution(case, size):
     w = weights(b, out_channels, in_channels // groups, *kernel)
     b.graph.outputs = [b.op("conv2d", x, w, vector(b, out_channels), attrs=attrs, inner=(0.0, np.inf), name="conv")]
     check_plan(b.graph, [random_images(x)])
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("channels", [5, 19])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_expansion_runs_with_the_depthwise_convolution_behind_it(stride, channels, keep, monkeypatch):
+    """Gated in the middle as in an inverted residual block; the last block's depthwise result is gated on its own."""
+    monkeypatch.setattr(lower_maps, "_RESIDENT_MAP_BYTES", 0)
+    b = Builder(Graph())
+    h = x = map_input(b.graph, 4, 17, 14)
+    relu6 = {"inner": (0.0, 6.0)}
+    for block in ("first", "last"):
+        own = gate(b, x, channels, 0.5) if block == "last" else None
+        m = gate(b, h, channels, keep)
+        e = b.op("conv2d", h, weights(b, channels, h.type.channels, 1, 1), vector(b, channels), m, attrs=relu6,
+                 name=f"{block}.expand")  # fmt: skip
+        e.live = support(b, m)
+        h = b.op("conv2d", e, weights(b, channels, 1, 3, 3), vector(b, channels), own, padding=(1, 1, 1, 1),
+                 stride=(stride, stride), groups=channels, attrs=relu6, name=f"{block}.depthwise")  # fmt: skip
+        if own is not None:
+            h.live = support(b, own)
+    b.graph.outputs = [h, b.op("spatial_reduce", h, kind="mean")]
+    check_plan(b.graph, [random_images(x)])
+    rows = Session(Program(b.graph), threads=1).profile(random_images(x)).rows
+    kernels = {row["name"]: row["kernel"] for row in rows}
+    assert kernels["first.expand"] == kernels["last.expand"] == "direct, few channels"
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.6, 1.0])
