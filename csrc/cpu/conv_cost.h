@@ -20,10 +20,9 @@ namespace {
 constexpr double kResidentWeights = 768 << 10;
 constexpr double kStreamBytes = 3.0;
 constexpr double kAdjoiningBytes = 7.0;  // where all weights of a step adjoin
-// Cycles that the direct kernel waits per byte of weights that another layer evicted: a tile reads as many streams as
-// it has outputs, and those of one tap per input are short.
-constexpr double kRowWait = 0.25;
-constexpr double kEvictedWeights = 48 << 10;
+// Cycles that a layer of one tap per input waits per byte of weights that other layers evicted, although it fetches
+// ahead: rows of the direct kernel, blocks with channels in the lanes.
+constexpr double kRowWait = 0.08, kBlockWait = 0.10;
 
 // Cycles to bring `bytes` of weights of which there are `all`, when a share `live` of the inputs is used.
 constexpr double stream_cycles(double bytes, double all, double live) {
@@ -78,8 +77,8 @@ inline double channel_lanes_cycles(const StridedShape& shape, int32_t live_in, i
   const int groups = ceil_div(blocks, most);
   const double weights = static_cast<double>(blocks) / groups;  // blocks of a group
   const double steps = static_cast<double>(shape.taps) * live_in;
-  const double per_pixel = 1.8;                                      // to broadcast it
-  const double per_step = 1.2, per_tile = 60.0, per_vector = 130.0;  // per_vector: to transpose and store 16 x 16 sums
+  const double per_pixel = 1.8;                                       // to broadcast it
+  const double per_step = 1.2, per_tile = 130.0, per_vector = 130.0;  // per_vector: to transpose and store 16 x 16 sums
   const auto tile = [&](double pixels) {
     const double multiply_adds = weights * pixels;
     const double loads = weights + pixels * per_pixel;
@@ -101,7 +100,8 @@ inline double channel_lanes_cycles(const StridedShape& shape, int32_t live_in, i
   const double all = block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock);
   const double gaps = 1.0 + 2.0 * (1.0 - static_cast<double>(live_in) / shape.in_channels);
   const double stream = all > kResidentWeights ? bytes / kAdjoiningBytes * gaps * panels : 0.0;
-  return cycles > stream ? cycles + 0.35 * stream : stream + 0.35 * cycles;
+  const double wait = shape.taps == 1 && all > kEvictedWeights ? kBlockWait * bytes : 0.0;
+  return wait + (cycles > stream ? cycles + 0.35 * stream : stream + 0.35 * cycles);
 }
 
 // Is a second copy of the weights worth its memory for a layer that the direct kernel can do as well?

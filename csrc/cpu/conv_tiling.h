@@ -12,6 +12,9 @@ constexpr int kMaxTileChannels = 16;
 constexpr int kMaxTileVectors = 7;
 constexpr int kMaxHalfVectors = 4;  // full vectors beside a half block
 
+// Bytes of weights that other layers evict from the first-level cache between two images.
+constexpr int64_t kEvictedWeights = 48 << 10;
+
 // Register tiles of one ISA. A tile of c channels and v vectors needs c*v accumulators, v inputs, one weight.
 struct DirectTiles {
   int max_vectors[kMaxTileChannels];   // by channels - 1; 0 = no such tile

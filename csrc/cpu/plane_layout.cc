@@ -27,14 +27,19 @@ void plane_store(const PlaneShape& shape, const float* x, float* dense) {
   }
 }
 
+constexpr int64_t kAhead = 256;  // floats by which lines are fetched before they are written
+
 // One row of `width` pixels into the even and, unless null, the odd columns, `phase_width` each.
 DYNPRUNE_INLINE void split_row_by_two(int64_t width, int64_t phase_width, const float* x, float* y_even, float* y_odd) {
   int64_t j = 0;
   Vec even, odd;
   for (; 2 * (j + kLanes) <= width && j + kLanes <= phase_width; j += kLanes) {
     deinterleave(load(x + 2 * j), load(x + 2 * j + kLanes), even, odd);
+    prefetch_for_write(y_even + j + kAhead);
     store(y_even + j, even);
-    if (y_odd) store(y_odd + j, odd);
+    if (!y_odd) continue;
+    prefetch_for_write(y_odd + j + kAhead);
+    store(y_odd + j, odd);
   }
   for (; j < phase_width; j += kLanes) {
     const int64_t left = width - 2 * j;
@@ -50,12 +55,12 @@ void phase_split(const PlaneShape& in, const PlaneShape& phase, int32_t stride_h
                  int64_t phase_stride, const float* x, float* y) {
   const bool first_only = phase_stride == 0;
   const int32_t rows = first_only ? 1 : stride_h, columns = first_only ? 1 : stride_w;
-  for (int32_t r = 0; r < rows; ++r) {
-    float* phases = y + r * stride_w * phase_stride;  // (r, 0), (r, 1), ...
-    for (int64_t i = 0; i < phase.height; ++i) {
+  // In the order of the source's rows: reading every other row twice over took a third longer.
+  for (int64_t i = 0; i < phase.height; ++i) {
+    for (int32_t r = 0; r < rows; ++r) {
       const int64_t row = i * stride_h + r;
       const float* source = x + row * in.pitch;
-      float* target = phases + i * phase.pitch;
+      float* target = y + r * stride_w * phase_stride + i * phase.pitch;  // phases (r, 0), (r, 1), ...
       if (row >= in.height) {
         for (int32_t s = 0; s < columns; ++s) zero_row(phase.width, target + s * phase_stride);
       } else if (stride_w == 2) {
