@@ -278,7 +278,9 @@ def _is_torch(value: Any) -> bool:
 
 
 def _checked_input(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    if type(value) is np.ndarray and value.dtype is _FLOAT32 and value.shape[1:] == shape:  # most calls: no text to make
+    if (
+        type(value) is np.ndarray and value.dtype is _FLOAT32 and value.shape[1:] == shape
+    ):  # most calls: no text to make
         return value if value.flags.c_contiguous else np.ascontiguousarray(value)
     wanted = f"float32 [N, {', '.join(map(str, shape))}]"
     if _is_torch(value):
