@@ -122,10 +122,10 @@ enum class WinogradWeights : int32_t {
   kOnTheFly,      // stored as [K/16][C][9][16], live pairs transformed per image; 4x less memory
   kChannelLanes,  // stored like kOnTheFly; for maps that winograd_fits_channel_lanes(), needs has_channel_lanes
 };
-// F(4x4) on 2 x 2 tiles, which would leave most lanes empty.
+// Maps of so few tiles that these, in the lanes, would leave most empty: 2 x 2 of F(4x4), or F(2x2).
 inline bool winograd_fits_channel_lanes(const WinogradShape& shape) {
-  const PlaneShape& map = shape.out;
-  return shape.m == 4 && map.height > 4 && map.height <= 8 && map.width > 4 && map.width <= 8;
+  const auto fits = [&](int32_t side) { return side > shape.m && side <= 2 * shape.m; };
+  return fits(shape.out.height) && fits(shape.out.width);
 }
 struct WinogradSizes {
   size_t weights;         // floats of packed weights

@@ -42,8 +42,6 @@ _RESIDENT_MAP_BYTES = 512 << 10
 _SHARED_BYTES = 256 << 10
 _FEWEST_SHARED = 8
 _MOST_SHARED = 32
-#: Maps up to this size fill few lanes of the other kernels, Winograd's tiles included.
-_TINY_MAP = 4
 
 Handler = Callable[[Recorder, Node], bool]
 
@@ -146,9 +144,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
         recorder.winograd.map_updated(y, partly_kept, out_list)
 
     site = None
-    tiny = lanes and min(_size(y)) <= _TINY_MAP
-    winograd = recorder.builder.has_winograd and not tiny
-    if winograd and _is_winograd_shape(kernel, stride, dilation, padding, groups, _size(y)):
+    if recorder.winograd.fits(*_size(y)) and _is_winograd_shape(kernel, stride, dilation, padding, groups):
         site = recorder.winograd.add(x, out_channels, out)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     if shift is None or shift.type.batched:
@@ -249,11 +245,10 @@ def _is_winograd_shape(
     dilation: tuple[int, ...],
     padding: tuple[int, ...],
     groups: int,
-    size: tuple[int, int],
 ) -> bool:
-    """True where the planar Winograd kernels apply: 3x3, stride 1, padding 1, and more than a tile of map."""
+    """True where the Winograd kernels apply: 3x3, stride 1, padding 1."""
     plain = stride == (1, 1) and dilation == (1, 1) and padding == (1, 1, 1, 1) and groups == 1
-    return plain and kernel == (3, 3) and min(size) >= 4
+    return plain and kernel == (3, 3)
 
 
 # -- elementwise ----------------------------------------------------------------------------------

@@ -27,20 +27,15 @@ class WinogradSite:
     in_channels: int
     out_channels: int
     out: MapView
-    channel_lanes: bool  # whether the kernels of this CPU can hold output channels in the lanes
+    few_tiles: bool  # output channels fill the vectors instead
     kept: KeptInput | None = None
     turn: int = 0
     changed: LiveListRef | None = None
 
     @property
-    def few_tiles(self) -> bool:
-        """Maps of 2 x 2 tiles of F(4x4, 3x3), which fill a vector with output channels only."""
-        return self.channel_lanes and all(4 < side <= 8 for side in (self.out.height, self.out.width))
-
-    @property
     def m(self) -> int:
         """Tile size of F(m x m, 3x3). 4 saves more multiplications, 2 fills vectors on smaller maps."""
-        return 4 if self.few_tiles or min(self.out.height, self.out.width) >= 12 else 2
+        return 4 if min(self.out.height, self.out.width) > (4 if self.few_tiles else 11) else 2
 
     @property
     def form(self) -> _C.WinogradWeights:
@@ -73,9 +68,20 @@ class WinogradSites:
         self._readers: dict[Value, WinogradSite] = {}
         self._shared_scratch = -1
 
+    def fits(self, height: int, width: int) -> bool:
+        """True for maps that are worth it: other kernels fill vectors better where there are few tiles."""
+        smallest = 5 if self._builder.has_channel_lanes else 4
+        return self._builder.has_winograd and (min(height, width) >= smallest or self._few_tiles(height, width))
+
+    def _few_tiles(self, height: int, width: int) -> bool:
+        """Maps for winograd_fits_channel_lanes() of csrc/cpu/kernels.h."""
+        sides = (height, width)
+        few = any(all(m < side <= 2 * m for side in sides) for m in (2, 4))
+        return few and self._builder.has_channel_lanes
+
     def add(self, x: Value, out_channels: int, out: MapView) -> WinogradSite:
         """The site of a convolution of ``x``."""
-        site = WinogradSite(x.type.channels, out_channels, out, self._builder.has_channel_lanes)
+        site = WinogradSite(x.type.channels, out_channels, out, self._few_tiles(out.height, out.width))
         self._sites.append(site)
         if x.live is None and not site.few_tiles:
             source, changed = self._updates.get(x, (None, None))
