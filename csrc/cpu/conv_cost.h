@@ -22,7 +22,7 @@ constexpr double kStreamBytes = 3.0;
 constexpr double kAdjoiningBytes = 7.0;  // where all weights of a step adjoin
 // Cycles that a layer of one tap per input waits per byte of weights that other layers evicted, although it fetches
 // ahead: rows of the direct kernel, blocks with channels in the lanes.
-constexpr double kRowWait = 0.08, kBlockWait = 0.10;
+constexpr double kRowWait = 0.12, kBlockWait = 0.10;
 
 // Cycles to bring `bytes` of weights of which there are `all`, when a share `live` of the inputs is used.
 constexpr double stream_cycles(double bytes, double all, double live) {
@@ -100,8 +100,8 @@ inline double channel_lanes_cycles(const StridedShape& shape, int32_t live_in, i
   const double all = block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock);
   const double gaps = 1.0 + 2.0 * (1.0 - static_cast<double>(live_in) / shape.in_channels);
   const double stream = all > kResidentWeights ? bytes / kAdjoiningBytes * gaps * panels : 0.0;
-  const double wait = shape.taps == 1 && all > kEvictedWeights ? kBlockWait * bytes : 0.0;
-  return wait + (cycles > stream ? cycles + 0.35 * stream : stream + 0.35 * cycles);
+  const bool waits = shape.taps == 1 && all > kEvictedWeights && all <= kResidentWeights;
+  return (waits ? kBlockWait * bytes : 0.0) + (cycles > stream ? cycles + 0.35 * stream : stream + 0.35 * cycles);
 }
 
 // Is a second copy of the weights worth its memory for a layer that the direct kernel can do as well?

@@ -46,8 +46,8 @@ DYNPRUNE_INLINE void fetch_coming(const TileChannels& tile, int64_t column) {
 }
 // The end of the inputs from `first` on that one fetch is for.
 template <int Taps>
-DYNPRUNE_INLINE int32_t fetched_end(int32_t first, int32_t n_in) {
-  return kFetches<Taps> && n_in - first > kFetchInputs ? first + kFetchInputs : n_in;
+DYNPRUNE_INLINE int32_t fetched_end(const TileChannels& tile, int32_t first, int32_t n_in) {
+  return kFetches<Taps> && tile.fetches && n_in - first > kFetchInputs ? first + kFetchInputs : n_in;
 }
 
 // Finishes sums[channels][vectors][kLanes] of the tile whose first vector is `v0`.
@@ -89,7 +89,7 @@ void direct_tile(const Job& job, const TileChannels& tile, int64_t v0) {
   const int32_t* in_channel = job.call.in_channel;
   const int32_t n_in = job.call.n_in;
   for (int32_t i = 0; i < n_in;) {
-    const int32_t end = fetched_end<Taps>(i, n_in);
+    const int32_t end = fetched_end<Taps>(tile, i, n_in);
     if (kFetches<Taps> && tile.fetches) fetch_coming<Channels>(tile, in_channel[i]);
     for (; i < end; ++i) {
       const float* x = input[i] + v0 * kLanes;
@@ -162,7 +162,7 @@ void direct_half_tile(const Job& job, const TileChannels& tile, int64_t v0, int 
   const int32_t* in_channel = job.call.in_channel;
   const int32_t n_in = job.call.n_in;
   for (int32_t i = 0; i < n_in;) {
-    const int32_t end = fetched_end<Taps>(i, n_in);
+    const int32_t end = fetched_end<Taps>(tile, i, n_in);
     if (kFetches<Taps> && tile.fetches) fetch_coming<kChannels>(tile, in_channel[i]);
     for (; i < end; ++i) {
       const float* x = input[i] + v0 * kLanes;
@@ -340,7 +340,7 @@ void position_tiles(const Job& job, int64_t v0, int vectors, int tiles, bool hal
 
 // The tiles that a few outputs at a time go through: what they read of the inputs stays in the first-level cache, and
 // what is prepared per output serves all of them.
-constexpr int64_t kStripBytes = 24 << 10;
+constexpr int64_t kStripBytes = 32 << 10;
 
 void conv_direct(const DirectShape& shape, const float* weights, const ConvCall& call, int32_t first_block,
                  int32_t last_block) {
@@ -354,15 +354,17 @@ void conv_direct(const DirectShape& shape, const float* weights, const ConvCall&
   const DirectSplit& split = position_split(TileUse::kDirect, kLanes, call.n_out, static_cast<int>(end - begin), half);
   const auto strips = [&](int64_t v0, int vectors, int tiles) {
     const int64_t tile_bytes = int64_t{call.n_in} * vectors * kLanes * sizeof(float) + 1;
-    const int strip = 1 + static_cast<int>(kStripBytes / tile_bytes);
+    const int strip = kStripBytes > 2 * tile_bytes ? static_cast<int>(kStripBytes / tile_bytes) : 1;
     for (int t = 0; t < tiles; t += strip) {
       position_tiles(job, v0 + t * vectors, vectors, tiles - t < strip ? tiles - t : strip, false);
     }
   };
   if (split.parts > 0) {
-    const int narrow = split.full_vectors / split.parts, wide = split.full_vectors % split.parts;
-    if (wide > 0) strips(begin, narrow + 1, wide);
-    strips(begin + wide * (narrow + 1), narrow, split.parts - wide);
+    // Narrow tiles first: they take more outputs at a time, so that more rows of weights arrive at once.
+    const int width = split.full_vectors / split.parts, wide = split.full_vectors % split.parts;
+    const int narrow = split.parts - wide;
+    strips(begin, width, narrow);
+    strips(begin + narrow * width, width + 1, wide);
   }
   if (split.half_tile) position_tiles(job, begin + split.full_vectors, split.half_tile_vectors, 1, true);
 }
