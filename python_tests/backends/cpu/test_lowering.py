@@ -141,7 +141,7 @@ def test_residual_blocks_keep_what_the_last_one_did_not_change(size, channels):
         h.producer.computed = support(b, m2)
         mean = b.op("add", mean, new)
     b.graph.outputs = [mean, h]
-    # A layer of few live channels takes the direct kernel, one of none does nothing: what is kept must not outlive that.
+    # A layer of few live channels takes the direct kernel, one of none does nothing: nothing kept must outlive that.
     share = RNG.choice([0.0, 0.1, 0.5, 1.0], size=(2 * blocks, batch, 1))
     live = [(RNG.random((batch, channels)) < share[i]).astype(np.float32) for i in range(2 * blocks)]
     check_plan(b.graph, [random_images(x, batch), *live])
