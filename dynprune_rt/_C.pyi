@@ -140,6 +140,7 @@ class PlanBuilder:
         out_map: int,
         in_channels: int,
         weights: np.ndarray,
+        model_inputs: int,
         depthwise: bool,
         groups: int,
         tap_offset: Sequence[int],
@@ -158,6 +159,20 @@ class PlanBuilder:
         out_list: int,
         pass_list: int,
         macs_per_pair: int,
+    ) -> None: ...
+    def add_image_windows(
+        self,
+        name: str,
+        *,
+        input: int,
+        channels: int,
+        size: tuple[int, int],
+        pad_left: int,
+        stride: tuple[int, int],
+        phase_stride: int,
+        out_map: int,
+        inverse_scale: float,
+        type: QuantizedType | None,
     ) -> None: ...
     def add_quantize(
         self,
@@ -196,6 +211,7 @@ class PlanBuilder:
         out_map: int,
         in_channels: int,
         weights: np.ndarray,
+        model_inputs: int,
         depthwise: bool,
         groups: int,
         adds: bool,

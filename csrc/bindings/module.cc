@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <optional>
 #include <tuple>
 
 #include "core/executor.h"
@@ -377,11 +378,11 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
   builder.def(
       "add_quantized_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
-         const ByteArray& weights, bool depthwise, int32_t groups, std::vector<int32_t> tap_offset,
-         std::vector<int32_t> tap_column, const FloatArray& scale, const FloatArray& bias, int32_t gate, int32_t shift,
-         QuantizedType in_type, QuantizedType out_type, QuantizedType residual_type, float residual_scale,
-         float inner_low, float inner_high, int32_t in_list, int32_t out_list, int32_t pass_list,
-         int64_t macs_per_pair) {
+         const ByteArray& weights, int32_t model_inputs, bool depthwise, int32_t groups,
+         std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column, const FloatArray& scale,
+         const FloatArray& bias, int32_t gate, int32_t shift, QuantizedType in_type, QuantizedType out_type,
+         QuantizedType residual_type, float residual_scale, float inner_low, float inner_high, int32_t in_list,
+         int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
         if (groups < 1 || weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels / groups) ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
           throw std::invalid_argument("plan: weights [K,C,R,S] expected");
@@ -390,6 +391,7 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         p.out_map = out_map;
         p.in_channels = in_channels;
         p.out_channels = static_cast<int32_t>(weights.shape(0));
+        p.model_inputs = model_inputs;
         p.depthwise = depthwise;
         p.groups = groups;
         p.tap_offset = std::move(tap_offset);
@@ -412,11 +414,29 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         b.add_quantized_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
-      py::arg("depthwise"), py::arg("groups"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("scale"),
-      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"),
+      py::arg("model_inputs"), py::arg("depthwise"), py::arg("groups"), py::arg("tap_offset"), py::arg("tap_column"),
+      py::arg("scale"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"),
       py::arg("residual_type"), py::arg("residual_scale"), py::arg("inner_low"), py::arg("inner_high"),
       py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
   builder
+      .def(
+          "add_image_windows",
+          [](PyPlanBuilder& b, const std::string& name, int32_t input, int32_t channels,
+             std::pair<int32_t, int32_t> size, int32_t pad_left, std::pair<int32_t, int32_t> stride,
+             int64_t phase_stride, int32_t out_map, float inverse_scale, std::optional<QuantizedType> type) {
+            cpu::WindowShape shape{};
+            shape.height = size.first;
+            shape.width = size.second;
+            shape.pad_left = pad_left;
+            shape.stride_h = stride.first;
+            shape.stride_w = stride.second;
+            shape.phase_stride = phase_stride;
+            b.add_image_windows(name, {input, channels, shape, out_map, !type.has_value(), inverse_scale,
+                                       type.value_or(QuantizedType::kU8)});
+          },
+          "type None: bf16", py::arg("name"), py::kw_only(), py::arg("input"), py::arg("channels"), py::arg("size"),
+          py::arg("pad_left"), py::arg("stride"), py::arg("phase_stride"), py::arg("out_map"), py::arg("inverse_scale"),
+          py::arg("type"))
       .def(
           "add_quantize",
           [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t input, int32_t out_map, int32_t list,
@@ -495,9 +515,10 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
   builder.def(
       "add_bf16_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
-         const HalfArray& weights, bool depthwise, int32_t groups, bool adds, std::vector<int32_t> tap_offset,
-         std::vector<int32_t> tap_column, int32_t bias, int32_t gate, int32_t shift, std::pair<float, float> inner,
-         std::pair<float, float> outer, int32_t in_list, int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
+         const HalfArray& weights, int32_t model_inputs, bool depthwise, int32_t groups, bool adds,
+         std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column, int32_t bias, int32_t gate, int32_t shift,
+         std::pair<float, float> inner, std::pair<float, float> outer, int32_t in_list, int32_t out_list,
+         int32_t pass_list, int64_t macs_per_pair) {
         if (groups < 1 || weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels / groups) ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
           throw std::invalid_argument("plan: weights [K,C,R,S] expected");
@@ -506,6 +527,7 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
         p.out_map = out_map;
         p.in_channels = in_channels;
         p.out_channels = static_cast<int32_t>(weights.shape(0));
+        p.model_inputs = model_inputs;
         p.depthwise = depthwise;
         p.groups = groups;
         p.adds = adds;
@@ -524,9 +546,9 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
         b.add_bf16_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
-      py::arg("depthwise"), py::arg("groups"), py::arg("adds"), py::arg("tap_offset"), py::arg("tap_column"),
-      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"), py::arg("in_list"),
-      py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
+      py::arg("model_inputs"), py::arg("depthwise"), py::arg("groups"), py::arg("adds"), py::arg("tap_offset"),
+      py::arg("tap_column"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"),
+      py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
   builder
       .def(
           "add_bf16_pack",

@@ -1,6 +1,7 @@
 #include "core/bf16_steps.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace dynprune {
 namespace {
@@ -17,7 +18,7 @@ float* scratch_of(const Plan& plan, const Context& context, int rank) {
 
 }  // namespace
 
-Bf16ConvStep::Bf16ConvStep(const Plan& plan, Bf16ConvParams params)
+Bf16ConvStep::Bf16ConvStep(Plan& plan, Bf16ConvParams params)
     : p_(std::move(params)), tap_masks_(plan.shape_of(p_.out_map), p_.tap_column) {
   const auto taps = static_cast<int32_t>(p_.tap_offset.size());
   const int32_t columns = p_.depthwise ? 1 : p_.in_channels / p_.groups;
@@ -26,12 +27,13 @@ Bf16ConvStep::Bf16ConvStep(const Plan& plan, Bf16ConvParams params)
       plan.shape_of(p_.out_map),         p_.adds,         p_.inner,  p_.outer};
   const int32_t row_channels = cpu::bf16_row_channels(columns);
   const int64_t row_size = static_cast<int64_t>(taps) * row_channels;
-  rows_.assign(static_cast<size_t>(p_.out_channels * row_size) + cpu::kRowOverread / sizeof(uint16_t), 0);
+  const size_t bytes = static_cast<size_t>(p_.out_channels * row_size) * sizeof(uint16_t) + cpu::kRowOverread;
+  rows_ = static_cast<uint16_t*>(plan.packed.allocate_bytes(bytes));
+  std::memset(rows_, 0, bytes);
   const uint16_t* source = p_.weights;
   for (int32_t k = 0; k < p_.out_channels; ++k)
     for (int32_t c = 0; c < columns; ++c)
-      for (int32_t t = 0; t < taps; ++t, ++source)
-        rows_[static_cast<size_t>(k * row_size + t * row_channels + c)] = *source;
+      for (int32_t t = 0; t < taps; ++t, ++source) rows_[k * row_size + t * row_channels + c] = *source;
   p_.weights = nullptr;
 }
 
@@ -44,12 +46,14 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
   const LiveList& in = context.lists[p_.in_list];
   const LiveList& out = context.lists[p_.out_list];
   if (context.record) {
-    context.record->live_in = in.count;
+    context.record->live_in = p_.model_inputs ? p_.model_inputs : in.count;
     context.record->live_out = out.count;
-    context.record->macs = p_.macs_per_pair * live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups);
+    context.record->macs =
+        p_.macs_per_pair * (p_.model_inputs ? int64_t{p_.model_inputs} * out.count
+                                            : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups));
     context.record->kernel = p_.depthwise ? "bf16 depthwise" : p_.groups > 1 ? "bf16 grouped" : "bf16 direct";
   }
-  const cpu::Bf16Weights weights{rows_.data(), plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
+  const cpu::Bf16Weights weights{rows_, plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
                                  plan.flat_or_null(context, p_.shift)};
   const cpu::Bf16ConvCall call{group_planes(plan, context, p_.in_map),  in.index,  in.count,
                                group_planes(plan, context, p_.out_map), out.index, out.count};

@@ -89,6 +89,9 @@ using Bf16DepthwiseFn = void (*)(const Bf16ConvShape&, const Bf16Weights&, const
 using Bf16PassFn = void (*)(const PlaneShape&, uint32_t lanes, const float* shift, Clamp outer, uint32_t* y);
 // Two float maps (null = zeros) with rows `x_pitch` floats apart, rounded into one plane.
 using Bf16PackFn = void (*)(const PlaneShape&, const float* const* x, int32_t x_pitch, uint32_t* y);
+// One channel of an image, rounded, as windows of its rows. scratch: bytes as window_scratch says.
+using Bf16WindowsFn = void (*)(const WindowShape&, const float* x, uint32_t* y, void* scratch);
+using Bf16WindowScratchFn = size_t (*)(const WindowShape&);
 // One half of each word into a float plane of equal size.
 using Bf16UnpackFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t half, float* y);
 // Maximum over windows, NaN if there is one; what lies outside the map is not looked at.
@@ -106,6 +109,8 @@ struct Bf16Kernels {
   Bf16DepthwiseFn depthwise;
   Bf16PassFn pass;
   Bf16PackFn pack;
+  Bf16WindowScratchFn window_scratch;
+  Bf16WindowsFn pack_windows;
   Bf16UnpackFn unpack;
   Bf16MaxPoolScratchFn max_pool_scratch;
   Bf16MaxPoolFn max_pool;

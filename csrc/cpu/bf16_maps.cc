@@ -1,4 +1,5 @@
 // Passes over bf16 planes other than convolution: pack, unpack, pass residuals through, max pooling.
+#include "cpu/row_windows.h"
 #include "cpu/vec.h"
 
 #if defined(__AVX512BF16__)
@@ -35,6 +36,28 @@ void pack(const PlaneShape& shape, const float* const* x, int32_t x_pitch, uint3
       target[i] = round_to_bf16(low ? low[i] : 0.0f) | round_to_bf16(high ? high[i] : 0.0f) << 16;
 #endif
   }
+}
+
+void round_row(int32_t width, const float* x, int16_t* y) {
+  int32_t i = 0;
+#if defined(__AVX512BF16__)
+  const __m256i large = _mm256_set1_epi16(static_cast<int16_t>(kLargeExponent));
+  for (; i < width; i += 16) {
+    const __mmask16 inside = first_lanes(width - i);
+    const auto halves = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(inside, x + i));
+    _mm256_mask_storeu_epi16(y + i, inside, _mm256_maskz_mov_epi16(_mm256_test_epi16_mask(halves, large), halves));
+  }
+#endif
+  for (; i < width; ++i) y[i] = static_cast<int16_t>(round_to_bf16(x[i]));
+}
+
+size_t window_scratch(const WindowShape& shape) {
+  return static_cast<size_t>(window_line_size(shape, kBf16PerWord)) * sizeof(int16_t);
+}
+
+void pack_windows(const WindowShape& shape, const float* x, uint32_t* y, void* scratch) {
+  image_windows(shape, x, y, static_cast<int16_t*>(scratch),
+                [&](const float* row, int16_t* out) { round_row(shape.width, row, out); });
 }
 
 void unpack(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t half, float* y) {
@@ -183,6 +206,8 @@ void max_pool(const PoolShape& shape, const uint32_t* x, uint32_t* y, uint32_t* 
 void DYNPRUNE_ISA_NAME(fill_bf16_maps)(Bf16Kernels& table) {
   table.pass = pass;
   table.pack = pack;
+  table.window_scratch = window_scratch;
+  table.pack_windows = pack_windows;
   table.unpack = unpack;
   table.max_pool_scratch = max_pool_scratch;
   table.max_pool = max_pool;

@@ -85,6 +85,10 @@ using QuantizedRescaleFn = void (*)(const PlaneShape&, uint32_t lanes, const flo
 // Four float maps (null = zeros) with rows `x_pitch` floats apart into one plane: round(x * inverse_scale).
 using QuantizeFn = void (*)(const PlaneShape&, const float* const* x, int32_t x_pitch, float inverse_scale,
                             QuantizedType, uint32_t* y);
+// round(x * inverse_scale) of one channel of an image as windows of its rows. scratch: bytes as window_scratch says.
+using QuantizeWindowsFn = void (*)(const WindowShape&, const float* x, float inverse_scale, QuantizedType, uint32_t* y,
+                                   void* scratch);
+using WindowScratchFn = size_t (*)(const WindowShape&);
 // One byte of each word into a float plane of equal size: byte * scale.
 using DequantizeFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t byte, float scale,
                               QuantizedType, float* y);
@@ -103,6 +107,8 @@ struct QuantizedKernels {
   QuantizedDepthwiseFn depthwise;
   QuantizedRescaleFn rescale;
   QuantizeFn quantize;
+  WindowScratchFn window_scratch;
+  QuantizeWindowsFn quantize_windows;
   DequantizeFn dequantize;
   QuantizedSumFn sum;
   QuantizedMaxFn max;

@@ -1,4 +1,5 @@
 // Passes over quantised planes other than convolution: quantise, dequantise, rescale, sums, maxima, max pooling.
+#include "cpu/row_windows.h"
 #include "cpu/vec.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
@@ -38,6 +39,33 @@ void quantize(const PlaneShape& shape, const float* const* x, int32_t x_pitch, f
       target[i] = word;
     }
   }
+}
+
+void quantize_row(int32_t width, const float* x, float inverse_scale, QuantizedType type, int8_t* y) {
+  int32_t i = 0;
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+  for (; i < width; i += 16) {
+    const int32_t left = width - i;
+    const auto inside = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+    const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(inside, x + i), _mm512_set1_ps(inverse_scale));
+    const __m512i rounded = round_to_int(v);
+    const __m128i bytes = type == QuantizedType::kS8
+                              ? _mm512_cvtsepi32_epi8(rounded)
+                              : _mm512_cvtusepi32_epi8(_mm512_max_epi32(rounded, _mm512_setzero_si512()));
+    _mm_mask_storeu_epi8(y + i, inside, bytes);
+  }
+#endif
+  for (; i < width; ++i) y[i] = static_cast<int8_t>(saturate(round_saturated(x[i] * inverse_scale), type));
+}
+
+size_t window_scratch(const WindowShape& shape) {
+  return static_cast<size_t>(window_line_size(shape, kChannelsPerWord));
+}
+
+void quantize_windows(const WindowShape& shape, const float* x, float inverse_scale, QuantizedType type, uint32_t* y,
+                      void* scratch) {
+  image_windows(shape, x, y, static_cast<int8_t*>(scratch),
+                [&](const float* row, int8_t* out) { quantize_row(shape.width, row, inverse_scale, type, out); });
 }
 
 void dequantize(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t byte, float scale,
@@ -233,6 +261,8 @@ void max_pool(const PoolShape& shape, QuantizedType type, const uint32_t* x, uin
 
 void DYNPRUNE_ISA_NAME(fill_quantized_maps)(QuantizedKernels& table) {
   table.quantize = quantize;
+  table.window_scratch = window_scratch;
+  table.quantize_windows = quantize_windows;
   table.dequantize = dequantize;
   table.rescale = rescale;
   table.sum = sum;
