@@ -29,6 +29,12 @@ class QuantizedType(Enum):
     u8 = 0
     s8 = 1
 
+class QuantizedReduce(Enum):
+    sum = 0
+    sum_abs = 1
+    sum_squares = 2
+    max = 3
+
 class Plan: ...
 
 class Operand:
@@ -193,7 +199,8 @@ class PlanBuilder:
         self,
         name: str,
         *,
-        maximum: bool,
+        kind: QuantizedReduce,
+        root: bool,
         in_map: int,
         out_flat: int,
         list: int,

@@ -221,6 +221,11 @@ void bind_enums(py::module_& m) {
   py::enum_<cpu::QuantizedType>(m, "QuantizedType")
       .value("u8", cpu::QuantizedType::kU8)
       .value("s8", cpu::QuantizedType::kS8);
+  py::enum_<cpu::QuantizedReduce>(m, "QuantizedReduce")
+      .value("sum", cpu::QuantizedReduce::kSum)
+      .value("sum_abs", cpu::QuantizedReduce::kSumAbs)
+      .value("sum_squares", cpu::QuantizedReduce::kSumSquares)
+      .value("max", cpu::QuantizedReduce::kMax);
   py::enum_<cpu::WinogradWeights>(m, "WinogradWeights")
       .value("transformed", cpu::WinogradWeights::kTransformed)
       .value("on_the_fly", cpu::WinogradWeights::kOnTheFly)
@@ -452,11 +457,11 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
           py::arg("type"))
       .def(
           "add_quantized_reduce",
-          [](PyPlanBuilder& b, const std::string& name, bool maximum, int32_t in_map, int32_t out_flat, int32_t list,
-             float scale,
-             QuantizedType type) { b.add_quantized_reduce(name, {maximum, in_map, out_flat, list, scale, type}); },
-          py::arg("name"), py::kw_only(), py::arg("maximum"), py::arg("in_map"), py::arg("out_flat"), py::arg("list"),
-          py::arg("scale"), py::arg("type"))
+          [](PyPlanBuilder& b, const std::string& name, cpu::QuantizedReduce kind, bool root, int32_t in_map,
+             int32_t out_flat, int32_t list, float scale,
+             QuantizedType type) { b.add_quantized_reduce(name, {kind, root, in_map, out_flat, list, scale, type}); },
+          py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("root"), py::arg("in_map"), py::arg("out_flat"),
+          py::arg("list"), py::arg("scale"), py::arg("type"))
       .def(
           "add_quantized_max_pool",
           [](PyPlanBuilder& b, const std::string& name, QuantizedType type, int32_t in_map, int32_t out_map,

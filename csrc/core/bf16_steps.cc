@@ -158,6 +158,13 @@ void Bf16ReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
   });
 }
 
+Bf16LinearStep::Bf16LinearStep(Plan& plan, Params params) : p_(params) {
+  const size_t bytes = sizeof(uint16_t) * static_cast<size_t>(p_.out_features) * static_cast<size_t>(p_.in_features);
+  void* packed = plan.packed.allocate_bytes(bytes);
+  std::memcpy(packed, p_.weights, bytes);
+  p_.weights = static_cast<const uint16_t*>(packed);
+}
+
 void Bf16LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const float* x = plan.flat(context, p_.in_flat);
   const float* bias = plan.flat_or_null(context, p_.bias);

@@ -82,16 +82,16 @@ class Bf16ReduceStep final : public Step {
 class Bf16LinearStep final : public Step {
  public:
   struct Params {
-    const uint16_t* weights;  // [out][in], kept alive by the plan's owner
+    const uint16_t* weights;  // [out][in], read by the constructor only
     int32_t bias, in_flat, out_flat;
     int32_t in_features, out_features;
     cpu::Clamp clamp;
   };
-  explicit Bf16LinearStep(Params params) : p_(params) {}
+  Bf16LinearStep(Plan& plan, Params params);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
-  Params p_;
+  Params p_;  // with the weights in the plan's packed memory
 };
 
 class Bf16MaxPoolStep final : public Step {

@@ -1,6 +1,7 @@
 #include "core/quantized_steps.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace dynprune {
@@ -147,12 +148,14 @@ void QuantizedReduceStep::run(const Plan& plan, Context& context, ThreadTeam& te
   float* y = plan.flat(context, p_.out_flat);
   record_list(context, list);
   std::fill_n(y, plan.flats[static_cast<size_t>(p_.out_flat)].size(), 0.0f);
-  const auto kernel = p_.maximum ? plan.kernels->quantized->max : plan.kernels->quantized->sum;
+  const auto kernel = plan.kernels->quantized->reduce[static_cast<int>(p_.kind)];
   for_each_group_plane(list, kChannelsPerWord, shape.blocks, team, [&](int32_t i, int) {
     int32_t reduced[kChannelsPerWord];
     kernel(shape, group_plane(plan, context, p_.in_map, i), p_.type, reduced);
-    for (int32_t a = 0; a < kChannelsPerWord && i * kChannelsPerWord + a < list.count; ++a)
-      y[list.index[i * kChannelsPerWord + a]] = static_cast<float>(reduced[a]) * p_.scale;
+    for (int32_t a = 0; a < kChannelsPerWord && i * kChannelsPerWord + a < list.count; ++a) {
+      const auto value = static_cast<float>(reduced[a]);
+      y[list.index[i * kChannelsPerWord + a]] = (p_.root ? std::sqrt(value) : value) * p_.scale;
+    }
   });
 }
 

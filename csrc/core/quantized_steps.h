@@ -76,11 +76,12 @@ class DequantizeStep final : public Step {
   Params p_;
 };
 
-// y[c] = scale * the exact sum or maximum of channel c for the listed channels, 0 for the others.
+// y[c] = scale * the exact reduction of channel c, or its square root, for the listed channels, 0 for the others.
 class QuantizedReduceStep final : public Step {
  public:
   struct Params {
-    bool maximum;
+    cpu::QuantizedReduce kind;
+    bool root;
     int32_t in_map, out_flat, list;
     float scale;
     cpu::QuantizedType type;

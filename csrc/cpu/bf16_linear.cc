@@ -26,7 +26,10 @@ DYNPRUNE_INLINE Vec load_bf16(const uint16_t* p) {
 #endif
 }
 
-// As dot_rows (dot_rows.h): lane l sums the c with c mod 16 == l, ascending.
+constexpr int32_t kLine = 64 / sizeof(uint16_t);
+
+// As dot_rows (dot_rows.h): lane l sums the c with c mod 16 == l, ascending. Fetches the
+// rows after these: weights stream from memory, and the ends of short rows stop the hardware's prefetching.
 template <int kN>
 DYNPRUNE_INLINE void dot_bf16_rows(int32_t n, const uint16_t* w, const float* bias, const float* x, Clamp limits,
                                    float* y) {
@@ -41,6 +44,9 @@ DYNPRUNE_INLINE void dot_bf16_rows(int32_t n, const uint16_t* w, const float* bi
       DYNPRUNE_UNROLL for (int r = 0; r < kN; ++r) {
         acc[r][v] = fma(load_bf16(w + int64_t{r} * n + c + v * kLanes), xv, acc[r][v]);
       }
+    }
+    if (c % kLine == 0) {
+      DYNPRUNE_UNROLL for (int r = 0; r < kN; ++r) __builtin_prefetch(w + int64_t{kN + r} * n + c);
     }
   }
   if (c < n) {

@@ -38,6 +38,7 @@ void pack(const PlaneShape& shape, const float* const* x, int32_t x_pitch, uint3
   }
 }
 
+// May write whole blocks, zeros after the last pixel.
 void round_row(int32_t width, const float* x, int16_t* y) {
   int32_t i = 0;
 #if defined(__AVX512BF16__)
@@ -45,7 +46,8 @@ void round_row(int32_t width, const float* x, int16_t* y) {
   for (; i < width; i += 16) {
     const __mmask16 inside = first_lanes(width - i);
     const auto halves = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(inside, x + i));
-    _mm256_mask_storeu_epi16(y + i, inside, _mm256_maskz_mov_epi16(_mm256_test_epi16_mask(halves, large), halves));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i),
+                        _mm256_maskz_mov_epi16(_mm256_test_epi16_mask(halves, large), halves));
   }
 #endif
   for (; i < width; ++i) y[i] = static_cast<int16_t>(round_to_bf16(x[i]));

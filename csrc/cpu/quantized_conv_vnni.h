@@ -50,7 +50,7 @@ struct ConvJob {
   __m512i* slots;     // [kTileRows * 4][kMaxVectors], zero where no output belongs
 };
 
-// Ahead: every tap fetches one of the next block's rows into the second-level cache, a line per step or so. Weights
+// Ahead: every tap fetches one of the next block's rows into the first-level cache, a line per step or so. Weights
 // that stream from memory are there when their turn comes.
 template <int Rows, int Vectors, bool Signed, bool Ahead>
 DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t position,
@@ -80,7 +80,7 @@ DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t
         asm volatile("" : "+v"(in[j]));  // one load, not one per use
       }
       if (Ahead) {
-        _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T0);
         fetch += fetch_step;
       }
       DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {

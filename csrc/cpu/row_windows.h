@@ -72,8 +72,8 @@ DYNPRUNE_INLINE int64_t window_line_size(const WindowShape& shape, int32_t per_w
   return row > read ? row : read;
 }
 
-// Windows of every row of one channel. narrow(row, out) makes the elements of one row of the image, rounded up to
-// blocks; `line` has window_line_size elements.
+// Windows of every row of one channel. narrow(row, out) makes the elements of one row of the image and may write
+// zeros after them, to a whole block; `line` has window_line_size elements.
 template <class Element, class Narrow>
 void image_windows(const WindowShape& shape, const float* x, uint32_t* y, Element* line, const Narrow& narrow) {
   constexpr int kPerWord = 4 / sizeof(Element);

@@ -464,24 +464,27 @@ void test_maps(const Kernels& kernels) {
       full.pack(all_of(4));
       const Geometry floats_geometry(size.first, size.second, size.second + 3);
       PlanarMap floats(floats_geometry, 1, 0, 0);
-      int32_t sums[4], maxima[4];
-      kernels.table.sum(geometry.shape(), full.plane(0), type, sums);
-      kernels.table.max(geometry.shape(), full.plane(0), type, maxima);
+      int32_t reduced[kQuantizedReductions][4];
+      for (int kind = 0; kind < kQuantizedReductions; ++kind)
+        kernels.table.reduce[kind](geometry.shape(), full.plane(0), type, reduced[kind]);
       for (int32_t a = 0; a < 4; ++a) {
         kernels.table.dequantize(geometry.shape(), floats_geometry.shape(), full.plane(0), a, 0.037f, type,
                                  floats.plane(0));
         bool same = true;
-        int total = 0, most = -1000;
+        int total = 0, magnitudes = 0, squares = 0, most = -1000;
         for (int32_t y = 0; y < size.first; ++y)
           for (int32_t x = 0; x < size.second; ++x) {
             const int v = full.at(a, y, x);
             same = same && floats.at(0, y, x) == static_cast<float>(v) * 0.037f;
             total += v;
+            magnitudes += std::abs(v);
+            squares += v * v;
             most = std::max(most, v);
           }
         check(same && floats.pads_are_zero(0), name + " dequantize");
-        check(sums[a] == total, name + " sum");
-        check(maxima[a] == most, name + " max");
+        const int want[kQuantizedReductions] = {total, magnitudes, squares, most};  // in the order of QuantizedReduce
+        for (int kind = 0; kind < kQuantizedReductions; ++kind)
+          check(reduced[kind][a] == want[kind], name + " reduction " + std::to_string(kind));
       }
 
       for (QuantizedType to : {QuantizedType::kU8, QuantizedType::kS8}) {

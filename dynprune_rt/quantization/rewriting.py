@@ -329,7 +329,7 @@ class IntegerRewriting(Rewriting):
 
     def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
         """An exact reduction of an integer map; None if there is none of this kind."""
-        exact = exact_reduction(kind, self._selection.dtypes[x])
+        exact = exact_reduction(kind, self._selection.dtypes[x], math.prod(x.type.shape[2:]))
         if exact is None:
             return None
         reduced: Value = self._builder.op(

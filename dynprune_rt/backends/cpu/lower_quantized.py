@@ -12,7 +12,7 @@ from dynprune_rt.backends.cpu.group_maps import check_stored, map_size, operands
 from dynprune_rt.backends.cpu.image_windows import record_windows, window_reader
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
 from dynprune_rt.ir.graph import Node, Value
-from dynprune_rt.ir.operators.quantized import reduction_factor
+from dynprune_rt.ir.operators.quantized import INTEGER_REDUCTIONS, reduction_factor
 
 _TYPES = {"u8": _C.QuantizedType.u8, "s8": _C.QuantizedType.s8}
 
@@ -156,7 +156,8 @@ def lower_quantized_reduce(recorder: Recorder, node: Node) -> bool:
     recorder.step(
         lambda: recorder.builder.add_quantized_reduce(
             node.name,
-            maximum=kind == "max",
+            kind=getattr(_C.QuantizedReduce, INTEGER_REDUCTIONS[kind]),
+            root=kind == "l2",
             in_map=recorder.map_id(source),
             out_flat=recorder.flat_id(y),
             list=live.index,
