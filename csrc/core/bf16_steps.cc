@@ -159,10 +159,18 @@ void Bf16ReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
 }
 
 Bf16LinearStep::Bf16LinearStep(Plan& plan, Params params) : p_(params) {
-  const size_t bytes = sizeof(uint16_t) * static_cast<size_t>(p_.out_features) * static_cast<size_t>(p_.in_features);
-  void* packed = plan.packed.allocate_bytes(bytes);
-  std::memcpy(packed, p_.weights, bytes);
-  p_.weights = static_cast<const uint16_t*>(packed);
+  const int64_t group_size = cpu::bf16_linear_group_size(p_.in_features);
+  const auto bytes =
+      static_cast<size_t>(planes_for(p_.out_features, cpu::kBf16LinearRows) * group_size) * sizeof(uint16_t);
+  packed_ = static_cast<uint16_t*>(plan.packed.allocate_bytes(bytes));
+  std::memset(packed_, 0, bytes);
+  for (int32_t k = 0; k < p_.out_features; ++k) {
+    uint16_t* row = packed_ + k / cpu::kBf16LinearRows * group_size + k % cpu::kBf16LinearRows * cpu::kBlock;
+    for (int32_t c = 0; c < p_.in_features; ++c)
+      row[c / cpu::kBlock * cpu::kBf16LinearRows * cpu::kBlock + c % cpu::kBlock] =
+          p_.weights[static_cast<int64_t>(k) * p_.in_features + c];
+  }
+  p_.weights = nullptr;
 }
 
 void Bf16LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
@@ -171,11 +179,8 @@ void Bf16LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
   float* y = plan.flat(context, p_.out_flat);
   const int64_t macs = static_cast<int64_t>(p_.in_features) * p_.out_features;
   const auto part = [&](int rank, int size) {
-    const Share share = share_of(p_.out_features, rank, size);
-    if (share.first < share.last)
-      plan.kernels->bf16->linear(share.last - share.first, p_.in_features,
-                                 p_.weights + static_cast<int64_t>(share.first) * p_.in_features,
-                                 bias ? bias + share.first : nullptr, x, p_.clamp, y + share.first);
+    const Share share = share_of(planes_for(p_.out_features, cpu::kBf16LinearRows), rank, size);
+    plan.kernels->bf16->linear(p_.out_features, p_.in_features, packed_, bias, x, p_.clamp, share.first, share.last, y);
   };
   if (macs < kSerialMacs)
     part(0, 1);

@@ -91,7 +91,8 @@ class Bf16LinearStep final : public Step {
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
-  Params p_;  // with the weights in the plan's packed memory
+  Params p_;
+  uint16_t* packed_;
 };
 
 class Bf16MaxPoolStep final : public Step {

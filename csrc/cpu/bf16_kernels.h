@@ -98,9 +98,15 @@ using Bf16UnpackFn = void (*)(const PlaneShape& in, const PlaneShape& out, const
 using Bf16MaxPoolScratchFn = size_t (*)(const PoolShape&);  // in words
 using Bf16MaxPoolFn = void (*)(const PoolShape&, const uint32_t* x, uint32_t* y, uint32_t* scratch);
 
-// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]) with bf16 weights [K][C] and float arithmetic, as LinearFn.
+// Weights of a linear layer as the kernel reads them, from end to end: groups of outputs, [inputs / 16][outputs of the
+// group][16], zeros beyond the layer's outputs and inputs.
+constexpr int kBf16LinearRows = 8;
+static constexpr int64_t bf16_linear_group_size(int32_t in_features) {
+  return int64_t{kBf16LinearRows} * ((in_features + kBlock - 1) / kBlock) * kBlock;
+}
+// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]) with bf16 weights and float arithmetic for groups [first, last).
 using Bf16LinearFn = void (*)(int32_t out_features, int32_t in_features, const uint16_t* weights, const float* bias,
-                              const float* x, Clamp, float* y);
+                              const float* x, Clamp, int32_t first, int32_t last, float* y);
 
 struct Bf16Kernels {
   const char* isa;  // what these kernels were written for: "bf16" or "portable"

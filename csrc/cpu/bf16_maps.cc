@@ -133,10 +133,11 @@ void max_of_rows(const uint32_t* x, int64_t rows, int64_t row_stride, int32_t wi
 #if defined(__AVX512BF16__)
   for (; i < width; i += 16) {
     const __mmask16 inside = first_lanes(width - i);
-    __m512i best = _mm512_set1_epi32(static_cast<int32_t>(kLowestOrders));
+    const __m512i lowest = _mm512_set1_epi32(static_cast<int32_t>(kLowestOrders));
+    __m512i best = lowest;
     for (int64_t r = 0; r < rows; ++r)
       best = _mm512_max_epi16(best, orders_of(_mm512_maskz_loadu_epi32(inside, x + r * row_stride + i)));
-    _mm512_mask_storeu_epi32(line + i, inside, best);
+    _mm512_storeu_si512(line + i, _mm512_mask_mov_epi32(lowest, inside, best));
   }
 #else
   for (; i < width; ++i) {
@@ -180,12 +181,12 @@ void max_of_columns(const uint32_t* line, int32_t taps, int32_t stride, int32_t 
 #endif
 }
 
-// Words of scratch: one line of the padded input.
+// Words of scratch: one line of the padded input, and what vectors write beyond it.
 size_t max_pool_scratch(const PoolShape& shape) {
   const int64_t padded = static_cast<int64_t>(shape.pad_left) + shape.in.width;
   const int64_t reach =
       static_cast<int64_t>(shape.out.width - 1) * shape.stride_w + (shape.kernel_w - 1) * shape.dilation_w + 1;
-  return static_cast<size_t>(padded > reach ? padded : reach);
+  return static_cast<size_t>((padded > reach ? padded : reach) + kBlock);
 }
 
 void max_pool(const PoolShape& shape, const uint32_t* x, uint32_t* y, uint32_t* line) {

@@ -232,7 +232,7 @@ void max_of_rows(const uint32_t* x, int64_t rows, int64_t row_stride, int32_t wi
     __m512i best = _mm512_setzero_si512();
     for (int64_t r = 0; r < rows; ++r)
       best = _mm512_max_epu8(best, _mm512_xor_si512(_mm512_maskz_loadu_epi32(inside, x + r * row_stride + i), flips));
-    _mm512_mask_storeu_epi32(line + i, inside, best);
+    _mm512_storeu_si512(line + i, best);  // the lowest values after the last pixel
   }
 #else
   for (; i < width; ++i) {
@@ -284,11 +284,11 @@ int64_t max_pool_reach(const PoolShape& shape) {
   return static_cast<int64_t>(shape.out.width - 1) * shape.stride_w + (shape.kernel_w - 1) * shape.dilation_w + 2;
 }
 
-// Words of scratch: one line of the padded input.
+// Words of scratch: one line of the padded input, and what vectors write beyond it.
 size_t max_pool_scratch(const PoolShape& shape) {
   const int64_t padded = static_cast<int64_t>(shape.pad_left) + shape.in.width;
   const int64_t reach = max_pool_reach(shape);
-  return static_cast<size_t>(padded > reach ? padded : reach);
+  return static_cast<size_t>((padded > reach ? padded : reach) + kBlock);
 }
 
 void max_pool(const PoolShape& shape, QuantizedType type, const uint32_t* x, uint32_t* y, uint32_t* line) {

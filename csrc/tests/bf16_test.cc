@@ -415,7 +415,16 @@ void test_linear(const Kernels& kernels) {
       for (int32_t i = 0; i < features * outputs; ++i)
         weights.push_back(static_cast<uint16_t>(rounded(random_float(random))));
       std::vector<float> y(static_cast<size_t>(outputs));
-      kernels.table.linear(outputs, features, weights.data(), bias.data(), x.data(), {0.0f, kInfinity}, y.data());
+      const int32_t groups = (outputs + kBf16LinearRows - 1) / kBf16LinearRows;
+      const int64_t group_size = bf16_linear_group_size(features);
+      std::vector<uint16_t> packed(static_cast<size_t>(groups * group_size), 0);
+      for (int32_t k = 0; k < outputs; ++k)
+        for (int32_t c = 0; c < features; ++c)
+          packed[static_cast<size_t>(k / kBf16LinearRows * group_size +
+                                     (c / kBlock * kBf16LinearRows + k % kBf16LinearRows) * kBlock + c % kBlock)] =
+              weights[static_cast<size_t>(k * features + c)];
+      kernels.table.linear(outputs, features, packed.data(), bias.data(), x.data(), {0.0f, kInfinity}, 0, groups,
+                           y.data());
       bool close = true;
       for (int32_t k = 0; k < outputs; ++k) {
         double sum = static_cast<double>(bias[static_cast<size_t>(k)]);
