@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kTileRows = 8;
 constexpr int kMaxVectors = 5;
-constexpr int64_t kAheadBytes = 1024;  // rows this long are fetched ahead
+constexpr int64_t kAheadBytes = 128 << 10;  // weights of a layer that do not stay in the fast caches
 
 // Vectors of positions that fit beside `rows` outputs in 32 registers.
 constexpr int max_vectors(int rows) { return rows <= 4 ? 5 : rows <= 6 ? 4 : 3; }
@@ -41,8 +41,8 @@ struct ConvJob {
   __m512* sums;      // [kTileRows][kMaxVectors]
 };
 
-// Ahead: every tap fetches one of the next block's rows into the first-level cache, a line per step or so. Weights
-// that stream from memory are there when their turn comes.
+// Ahead: the rows of the next block are fetched into the first-level cache, a line per step or so. Weights that stream
+// from memory are there when their turn comes.
 template <int Rows, int Vectors, bool Ahead>
 DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t position,
                               __m512 (&acc)[Rows][Vectors]) {
@@ -53,29 +53,34 @@ DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t
   }
   const int64_t stride = job.input.stride;
   const int32_t words = job.words;
-  const int64_t fetch_step = Ahead ? job.row_size / words : 0;
+  const int32_t fetches = Ahead ? (kTileRows + job.shape.taps - 1) / job.shape.taps : 1;  // rows per tap
+  const int64_t fetch_step = Ahead ? job.row_size * fetches / words : 0;
   int64_t at = 0;
   for (int32_t t = 0; t < job.shape.taps; ++t) {
     const uint32_t* x = job.input.data + position + job.shape.tap_offset[t];
     const uint16_t* tap_mask = job.shape.tap_mask[t] + position / kBlock;
-    const uint16_t* fetch = Ahead ? block.next[t % kTileRows] : nullptr;
     __mmask16 inside[Vectors];
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) inside[j] = tap_mask[j];
-    for (int32_t g = 0; g < words; ++g, x += stride, at += kBf16PerWord) {
-      __m512i in[Vectors];
-      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-        in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
-        asm volatile("" : "+v"(in[j]));  // one load, not one per use
-      }
-      if (Ahead) {
-        _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T0);
-        fetch += fetch_step;
-      }
-      DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
-        int32_t word;
-        __builtin_memcpy(&word, weight[k] + at, sizeof word);
-        const __m512i w = _mm512_set1_epi32(word);
-        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_pair_products(acc[k][j], in[j], w);
+    int32_t g = 0;
+    for (int32_t part = 0; part < fetches; ++part) {
+      const int32_t end = Ahead ? words * (part + 1) / fetches : words;
+      const uint16_t* fetch = Ahead ? block.next[(t * fetches + part) % kTileRows] : nullptr;
+      for (; g < end; ++g, x += stride, at += kBf16PerWord) {
+        __m512i in[Vectors];
+        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+          in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
+          asm volatile("" : "+v"(in[j]));  // one load, not one per use
+        }
+        if (Ahead) {
+          _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T0);
+          fetch += fetch_step;
+        }
+        DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+          int32_t word;
+          __builtin_memcpy(&word, weight[k] + at, sizeof word);
+          const __m512i w = _mm512_set1_epi32(word);
+          DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_pair_products(acc[k][j], in[j], w);
+        }
       }
     }
   }
@@ -367,7 +372,7 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
   const Leftover leftover{bf16_leftover(shape), int64_t{blocks} * kBlock, (job.words + kBlock - 1) / kBlock,
                           scratch.columns};
   if (leftover.positions) gather_columns(job, leftover);
-  const bool ahead = row_size * 2 >= kAheadBytes && shape.taps >= kTileRows && job.words > 0;
+  const bool ahead = row_size * 2 * shape.out_channels >= kAheadBytes && job.words >= kTileRows;
   for (int32_t entry = first; entry < last; entry += kTileRows) {
     RowBlock block;
     block.rows = last - entry < kTileRows ? last - entry : kTileRows;

@@ -63,10 +63,15 @@ void pack_windows(const WindowShape& shape, const float* x, uint32_t* y, void* s
 }
 
 void unpack(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t half, float* y) {
-  for (int64_t row = 0; row < in.height; ++row) {
+  const bool tight = in.pitch == in.width && out.pitch == out.width;  // one long row
+  const int64_t rows = tight ? 1 : in.height, width = tight ? int64_t{in.height} * in.width : in.width;
+  for (int64_t row = 0; row < rows; ++row) {
     const uint32_t* source = x + row * in.pitch;
     float* target = y + row * out.pitch;
-    for (int32_t i = 0; i < in.width; ++i) target[i] = half_of(source[i], half);
+    if (half)
+      for (int64_t i = 0; i < width; ++i) target[i] = high_half(source[i]);
+    else
+      for (int64_t i = 0; i < width; ++i) target[i] = low_half(source[i]);
   }
 }
 

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kTileRows = 8;
 constexpr int kMaxVectors = 5;
-constexpr int64_t kAheadBytes = 1024;
+constexpr int64_t kAheadBytes = 128 << 10;  // weights of a layer that do not stay in the fast caches
 
 // Vectors of positions that fit beside `rows` outputs in 32 registers.
 constexpr int max_vectors(int rows) { return rows <= 4 ? 5 : rows <= 6 ? 4 : 3; }
@@ -50,8 +50,8 @@ struct ConvJob {
   __m512i* slots;     // [kTileRows * 4][kMaxVectors], zero where no output belongs
 };
 
-// Ahead: every tap fetches one of the next block's rows into the first-level cache, a line per step or so. Weights
-// that stream from memory are there when their turn comes.
+// Ahead: the rows of the next block are fetched into the first-level cache, a line per step or so. Weights that stream
+// from memory are there when their turn comes.
 template <int Rows, int Vectors, bool Signed, bool Ahead>
 DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t position,
                               __m512i (&acc)[Rows][Vectors]) {
@@ -64,30 +64,35 @@ DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t
   const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
   const int64_t stride = job.input_stride;
   const int32_t words = job.words;
-  const int64_t fetch_step = Ahead ? job.row_bytes / words : 0;
+  const int32_t fetches = Ahead ? (kTileRows + job.shape.taps - 1) / job.shape.taps : 1;  // rows per tap
+  const int64_t fetch_step = Ahead ? job.row_bytes * fetches / words : 0;
   int64_t at = 0;
   for (int32_t t = 0; t < job.shape.taps; ++t) {
     const uint32_t* x = job.input + position + job.shape.tap_offset[t];
     const uint16_t* tap_mask = job.shape.tap_mask[t] + position / kBlock;
-    const uint8_t* fetch = Ahead ? block.next[t % kTileRows] : nullptr;
     __mmask16 inside[Vectors];
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) inside[j] = tap_mask[j];
-    for (int32_t g = 0; g < words; ++g, x += stride, at += 4) {
-      __m512i in[Vectors];
-      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-        in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
-        if (Signed) in[j] = _mm512_xor_si512(in[j], flip);
-        asm volatile("" : "+v"(in[j]));  // one load, not one per use
-      }
-      if (Ahead) {
-        _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T0);
-        fetch += fetch_step;
-      }
-      DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
-        int32_t word;
-        __builtin_memcpy(&word, weight[k] + at, sizeof word);
-        const __m512i w = _mm512_set1_epi32(word);
-        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_products(acc[k][j], in[j], w);
+    int32_t g = 0;
+    for (int32_t part = 0; part < fetches; ++part) {
+      const int32_t end = Ahead ? words * (part + 1) / fetches : words;
+      const uint8_t* fetch = Ahead ? block.next[(t * fetches + part) % kTileRows] : nullptr;
+      for (; g < end; ++g, x += stride, at += 4) {
+        __m512i in[Vectors];
+        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+          in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
+          if (Signed) in[j] = _mm512_xor_si512(in[j], flip);
+          asm volatile("" : "+v"(in[j]));  // one load, not one per use
+        }
+        if (Ahead) {
+          _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T0);
+          fetch += fetch_step;
+        }
+        DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+          int32_t word;
+          __builtin_memcpy(&word, weight[k] + at, sizeof word);
+          const __m512i w = _mm512_set1_epi32(word);
+          DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_products(acc[k][j], in[j], w);
+        }
       }
     }
   }
@@ -172,20 +177,26 @@ DYNPRUNE_INLINE void add_through_slots(const ConvJob& job, const RowBlock& block
   add_slots<Vectors>(job, block, position, integers);
 }
 
-// Sums into the residual stream, whole groups of one scale without bounds: no slots.
-template <int Rows, int Vectors>
+// Sums into the residual stream, whole groups without bounds: no slots.
+template <int Rows, int Vectors, bool Integers>
 DYNPRUNE_INLINE void add_groups(const ConvJob& job, const RowBlock& block, int64_t position,
                                 const __m512i (&acc)[Rows][Vectors]) {
-  const bool is_signed = job.shape.out_type == QuantizedType::kS8;
-  const uint16_t* store_mask = job.shape.out.store_mask + position / kBlock;
+  const QuantizedConvShape& shape = job.shape;
+  const bool is_signed = shape.out_type == QuantizedType::kS8;
+  const uint16_t* store_mask = shape.out.store_mask + position / kBlock;
   DYNPRUNE_UNROLL for (int q = 0; q < Rows / 4; ++q) {
     uint32_t* y = block.target[q] + position;
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
       const __m512i before = _mm512_loadu_si512(y + 16 * j);
-      __m512i rounded[4];
-      DYNPRUNE_UNROLL for (int a = 0; a < 4; ++a) rounded[a] =
-          _mm512_cvtps_epi32(scaled(acc[4 * q + a][j], block.scale[4 * q + a]));
-      store_pixels(y + 16 * j, store_mask[j], is_signed ? add_s8(rounded, before) : add_u8(rounded, before));
+      __m512i v[4];
+      DYNPRUNE_UNROLL for (int a = 0; a < 4; ++a) {
+        const __m512 value = scaled(acc[4 * q + a][j], block.scale[4 * q + a]);
+        v[a] = Integers ? _mm512_cvtps_epi32(value) : _mm512_castps_si512(value);
+      }
+      const __m512i after = !Integers ? add_scaled(v, before, shape.residual_scale, shape.residual_type, shape.out_type)
+                            : is_signed ? add_s8(v, before)
+                                        : add_u8(v, before);
+      store_pixels(y + 16 * j, store_mask[j], after);
     }
   }
 }
@@ -194,7 +205,10 @@ template <int Rows, int Vectors>
 DYNPRUNE_INLINE void add_sums(const ConvJob& job, const RowBlock& block, int64_t position,
                               const __m512i (&acc)[Rows][Vectors]) {
   if constexpr (Rows % kChannelsPerWord == 0) {
-    if (block.whole_groups && !block.limited) return add_groups<Rows, Vectors>(job, block, position, acc);
+    if (block.whole_groups && !block.limited) {
+      if (adds_integers(job.shape)) return add_groups<Rows, Vectors, true>(job, block, position, acc);
+      return add_groups<Rows, Vectors, false>(job, block, position, acc);
+    }
   }
   add_through_slots<Rows, Vectors>(job, block, position, acc);
 }
@@ -366,7 +380,7 @@ void place_outputs(const QuantizedConvShape& shape, const QuantizedWeights& weig
     block.slot[k] = 4 * (block.targets - 1) + channel % 4;
     block.lanes[block.targets - 1] |= 1u << channel % 4;
   }
-  block.whole_groups = block.targets * 4 == count && adds_integers(shape);
+  block.whole_groups = block.targets * 4 == count;
 }
 
 // Slots of channels that a block does not compute hold zeros.
@@ -453,8 +467,7 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
     compaction.plan(row_channels, quantized_row_channels(call.n_in), shape.taps, call.in_channel, call.n_in,
                     scratch.table);
   const ConvJob job{shape, call.input.data, call.input.stride, (call.n_in + 3) / 4, row_bytes, scratch.slots};
-  // Rows this long are worth fetching ahead; shorter ones the hardware prefetches well enough.
-  const bool ahead = !is_signed && row_bytes >= kAheadBytes && shape.taps >= kTileRows && job.words > 0;
+  const bool ahead = !is_signed && row_bytes * shape.out_channels >= kAheadBytes && job.words >= kTileRows;
   const int64_t capacity = Scratch::row_capacity(shape);
   const int64_t row_words = static_cast<int64_t>(shape.taps) * job.words;
   const int32_t positions = (shape.out.height - 1) * shape.out.pitch + shape.out.width;
