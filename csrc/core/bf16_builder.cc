@@ -67,7 +67,7 @@ void PlanBuilder::add_bf16_reduce(const std::string& name, cpu::Reduce kind, int
   check_group_map(in_map, size, cpu::kBf16PerWord);
   check_list(list, size);
   const cpu::PlaneShape& shape = plan_->shape_of(in_map);
-  need_thread_scratch(sizeof(float) * static_cast<size_t>(shape.blocks) * cpu::kBlock);
+  need_thread_scratch(Bf16ReduceStep::scratch_bytes(shape));
   append(name, "spatial_reduce", std::make_unique<Bf16ReduceStep>(kind, in_map, out_flat, list));
 }
 

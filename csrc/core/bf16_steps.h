@@ -73,7 +73,12 @@ class Bf16ReduceStep final : public Step {
       : kind_(kind), in_map_(in_map), out_flat_(out_flat), list_(list) {}
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
+  static size_t scratch_bytes(const cpu::PlaneShape& shape);  // of one thread
+
  private:
+  static constexpr int32_t kMaxWordsAtOnce = 8;
+  static int32_t words_at_once(const cpu::PlaneShape& shape);
+
   cpu::Reduce kind_;
   int32_t in_map_, out_flat_, list_;
 };
