@@ -232,7 +232,7 @@ void max_of_rows(const uint32_t* x, int64_t rows, int64_t row_stride, int32_t wi
     __m512i best = _mm512_setzero_si512();
     for (int64_t r = 0; r < rows; ++r)
       best = _mm512_max_epu8(best, _mm512_xor_si512(_mm512_maskz_loadu_epi32(inside, x + r * row_stride + i), flips));
-    _mm512_storeu_si512(line + i, best);  // the lowest values after the last pixel
+    _mm512_storeu_si512(line + i, _mm512_maskz_mov_epi32(inside, best));
   }
 #else
   for (; i < width; ++i) {

@@ -12,6 +12,7 @@
 
 #include "cpu/bf16_kernels.h"
 #include "planar.h"
+#include "window_cases.h"
 
 namespace dynprune::cpu::testing {
 namespace {
@@ -438,6 +439,23 @@ void test_linear(const Kernels& kernels) {
     }
 }
 
+void test_windows(const Kernels& kernels) {
+  uint64_t seed = 700;
+  for (const WindowShape& shape : window_cases()) {
+    Random random(seed++);
+    const auto x = random.vector(static_cast<size_t>(shape.height * shape.width));
+    std::vector<uint32_t> y(static_cast<size_t>(shape.windows * shape.window_stride), 0xdeadbeefu);
+    std::vector<uint8_t> scratch(kernels.table.window_scratch(shape));
+    kernels.table.pack_windows(shape, x.data(), y.data(), scratch.data());
+    bool equal = true;
+    for_each_window_element(shape, kBf16PerWord, y.data(), [&](int32_t row, int32_t column, uint32_t element) {
+      const uint32_t want = row < 0 ? 0u : rounded(x[static_cast<size_t>(row * shape.width + column)]);
+      equal = equal && (element & 0xffffu) == want;
+    });
+    check(equal, kernels.isa + " " + name_of(shape));
+  }
+}
+
 void test_max_pool(const Kernels& kernels) {
   struct Pool {
     int32_t height, width, kernel, stride, pad, dilation;
@@ -496,6 +514,7 @@ int main() {
     test_convolutions(kernels);
     test_maps(kernels);
     test_max_pool(kernels);
+    test_windows(kernels);
     test_linear(kernels);
     std::printf("%-12s (%s): %d passed so far\n", kernels.isa.c_str(), kernels.table.isa, g_passed);
   }

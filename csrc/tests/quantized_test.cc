@@ -8,6 +8,7 @@
 
 #include "cpu/quantized_kernels.h"
 #include "planar.h"
+#include "window_cases.h"
 
 namespace dynprune::cpu::testing {
 namespace {
@@ -506,6 +507,24 @@ void test_maps(const Kernels& kernels) {
     }
 }
 
+void test_windows(const Kernels& kernels) {
+  uint64_t seed = 1300;
+  for (const WindowShape& shape : window_cases())
+    for (QuantizedType type : {QuantizedType::kU8, QuantizedType::kS8}) {
+      Random random(seed++);
+      const auto x = random.vector(static_cast<size_t>(shape.height * shape.width));
+      std::vector<uint32_t> y(static_cast<size_t>(shape.windows * shape.window_stride), 0xdeadbeefu);
+      std::vector<uint8_t> scratch(kernels.table.window_scratch(shape));
+      kernels.table.quantize_windows(shape, x.data(), 97.3f, type, y.data(), scratch.data());
+      bool equal = true;
+      for_each_window_element(shape, kChannelsPerWord, y.data(), [&](int32_t row, int32_t column, uint32_t element) {
+        const int want = row < 0 ? 0 : clip(rounded(x[static_cast<size_t>(row * shape.width + column)] * 97.3f), type);
+        equal = equal && (element & 255u) == (static_cast<uint32_t>(want) & 255u);
+      });
+      check(equal, kernels.isa + " " + name_of(shape));
+    }
+}
+
 void test_max_pool(const Kernels& kernels) {
   struct Pool {
     int32_t height, width, kernel, stride, pad, dilation;
@@ -562,6 +581,7 @@ int main() {
     test_extremes(kernels);
     test_maps(kernels);
     test_max_pool(kernels);
+    test_windows(kernels);
     std::printf("%-12s (%s): %d passed so far\n", kernels.isa.c_str(), kernels.table.isa, g_passed);
   }
   std::printf("%d passed, %d failed\n", g_passed, g_failed);
