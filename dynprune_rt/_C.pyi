@@ -91,10 +91,11 @@ class PlanBuilder:
         out_list: int,
         pass_list: int,
         stored_list: int,
-        pools: Sequence[tuple[Reduce, int]],
+        pools: Sequence[tuple[Reduce, int, int]],
         winograd_m: int,
         winograd_form: WinogradWeights,
         winograd_scratch: int,
+        kept_input: tuple[int, int, int],
         macs_per_pair: int,
     ) -> None: ...
     def add_linear(

@@ -245,7 +245,7 @@ class Session:
         for index, (value, shape) in enumerate(zip(given, shapes, strict=True)):
             arrays.append(_checked_input(value, shape, f"input {index}" if len(given) > 1 else "the input"))
         batch = arrays[0].shape[0]
-        if any(a.shape[0] != batch for a in arrays):
+        if len(arrays) > 1 and any(a.shape[0] != batch for a in arrays):
             raise InputError(f"inputs have different batch sizes: {[a.shape[0] for a in arrays]}")
         return arrays, batch, as_torch
 
@@ -268,6 +268,7 @@ class Session:
         return arrays
 
 
+_FLOAT32 = np.dtype(np.float32)
 _NUMPY_DTYPES = {"f32": np.float32, "i64": np.int64, "bool": np.bool_}
 
 
@@ -277,6 +278,10 @@ def _is_torch(value: Any) -> bool:
 
 
 def _checked_input(value: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    if (
+        type(value) is np.ndarray and value.dtype is _FLOAT32 and value.shape[1:] == shape
+    ):  # most calls: no text to make
+        return value if value.flags.c_contiguous else np.ascontiguousarray(value)
     wanted = f"float32 [N, {', '.join(map(str, shape))}]"
     if _is_torch(value):
         if value.device.type != "cpu":

@@ -267,8 +267,9 @@ void bind_builder(py::module_& m) {
          std::vector<int32_t> tap_offset, int32_t bias, int32_t gate, bool gate_is_mask, int32_t shift,
          int32_t residual_map, int32_t residual_live, std::pair<float, float> inner, std::pair<float, float> outer,
          int32_t in_list, int32_t out_list, int32_t pass_list, int32_t stored_list,
-         const std::vector<std::pair<cpu::Reduce, int32_t>>& pools, int32_t winograd_m,
-         cpu::WinogradWeights winograd_form, int64_t winograd_scratch, int64_t macs_per_pair) {
+         const std::vector<std::tuple<cpu::Reduce, int32_t, int32_t>>& pools, int32_t winograd_m,
+         cpu::WinogradWeights winograd_form, int64_t winograd_scratch, std::tuple<int32_t, int32_t, int32_t> kept_input,
+         int64_t macs_per_pair) {
         if (weights.ndim() != 4) throw std::invalid_argument("plan: weights [K,C,R,S] expected");
         ConvParams p;
         p.in_map = in_map;
@@ -293,10 +294,11 @@ void bind_builder(py::module_& m) {
         p.out_list = out_list;
         p.pass_list = pass_list;
         p.stored_list = stored_list;
-        for (const auto& pool : pools) p.pools.push_back({pool.first, pool.second});
+        for (const auto& [kind, flat, before] : pools) p.pools.push_back({kind, flat, before});
         p.winograd_m = winograd_m;
         p.winograd_form = winograd_form;
         p.winograd_scratch = winograd_scratch;
+        std::tie(p.kept_input.slot, p.kept_input.turn, p.kept_input.changed) = kept_input;
         p.macs_per_pair = macs_per_pair;
         b.add_conv(name, std::move(p));
       },
@@ -305,7 +307,7 @@ void bind_builder(py::module_& m) {
       py::arg("gate"), py::arg("gate_is_mask"), py::arg("shift"), py::arg("residual_map"), py::arg("residual_live"),
       py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
       py::arg("stored_list"), py::arg("pools"), py::arg("winograd_m"), py::arg("winograd_form"),
-      py::arg("winograd_scratch"), py::arg("macs_per_pair"));
+      py::arg("winograd_scratch"), py::arg("kept_input"), py::arg("macs_per_pair"));
   builder.def(
       "add_linear",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const FloatArray& weights,

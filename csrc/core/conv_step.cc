@@ -1,6 +1,7 @@
 #include "core/conv_step.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/plane_reduction.h"
 #include "cpu/conv_cost.h"
@@ -107,6 +108,9 @@ void ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
 
 void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
                          const LiveList& out) const {
+  // Valid again only once this convolution has transformed its input: it may return early or run another kernel.
+  const KeptInputState before =
+      p_.kept_input.slot >= 0 ? std::exchange(context.kept_inputs[p_.kept_input.slot], {}) : KeptInputState{};
   if (out.count == 0) return;
   const int32_t in_base = group * in_channels_, out_base = group * out_channels_;
   for (int32_t i = 0; i < in.count; ++i) context.read_planes[i] = plan.plane(context, p_.in_map, in.index[i]);
@@ -154,7 +158,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   };
 
   if (algorithm.name == kWinograd4 || algorithm.name == kWinograd2) {
-    run_winograd(plan, context, call, size, parallel);
+    run_winograd(plan, context, call, before, size, parallel);
     return;
   }
 
@@ -207,29 +211,37 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
 // (measured with two threads: a ResNet-18 1.88 instead of 1.6 times as fast as with one, a CIFAR ResNet-56 1.45 instead
 // of 1.25).
 template <class Parallel>
-void ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, int size,
-                            const Parallel& parallel) const {
+void ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, KeptInputState before,
+                            int size, const Parallel& parallel) const {
   float* v = context.arena + p_.winograd_scratch;
+  const cpu::WinogradBands bands = cpu::winograd_bands(winograd_, plan.kernels->lanes);
+  const bool banded = size > 1 && size <= bands.most();
+  const KeptInputState now{p_.kept_input.turn, banded ? size : 1};
+  const LiveList* changed = p_.kept_input.changed >= 0 && before.turn == now.turn - 1 && before.bands == now.bands
+                                ? &context.lists[p_.kept_input.changed]
+                                : nullptr;
+  if (p_.kept_input.slot >= 0) context.kept_inputs[p_.kept_input.slot] = now;
+  const int32_t n_input = changed ? changed->count : call.n_in;
   const auto input = [&](cpu::TileRows rows, Share share, float* to) {
-    plan.kernels->winograd_input(winograd_, rows, p_.winograd_form, call, share.first, share.last, to);
+    plan.kernels->winograd_input(winograd_, rows, p_.winograd_form, call, changed ? changed->index : nullptr,
+                                 share.first, share.last, to);
   };
   const auto output = [&](cpu::TileRows rows, Share share, const float* from, int rank) {
     if (share.first < share.last)
       plan.kernels->winograd_output(winograd_, rows, p_.winograd_form, winograd_weights_, from, call, share.first,
                                     share.last, context.thread_scratch + rank * plan.thread_scratch_size);
   };
-  const cpu::WinogradBands bands = cpu::winograd_bands(winograd_, plan.kernels->lanes);
-  if (size > 1 && size <= bands.most()) {
+  if (banded) {
     const int64_t own = cpu::winograd_band_scratch(*plan.kernels, winograd_, p_.winograd_form, size);
     parallel([&](int rank) {
       const cpu::TileRows rows = bands.rows(rank, size);
-      input(rows, {0, call.n_in}, v + rank * own);
+      input(rows, {0, n_input}, v + rank * own);
       output(rows, {0, call.n_out}, v + rank * own, rank);
     });
     return;
   }
   const cpu::TileRows all = bands.rows(0, 1);
-  parallel([&](int rank) { input(all, share_of(call.n_in, rank, size), v); });
+  parallel([&](int rank) { input(all, share_of(n_input, rank, size), v); });
   parallel([&](int rank) { output(all, share_of(call.n_out, rank, size), v, rank); });
 }
 
@@ -306,12 +318,17 @@ void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team
   const int32_t channels = out_channels_ * p_.groups;
   for (const PoolOutput& pool : p_.pools) {
     float* y = plan.flat(context, pool.flat);
-    if (stored.count < channels) std::fill(y, y + channels, 0.0f);
+    if (pool.before >= 0)
+      std::copy_n(plan.flat(context, pool.before), channels, y);
+    else if (stored.count < channels)
+      std::fill(y, y + channels, 0.0f);
   }
   const auto part = [&](int rank, int size) {
-    const Share share = share_of(stored.count, rank, size);
-    for (const PoolOutput& pool : p_.pools)
-      reduce_channels(plan, context, pool.kind, p_.out_map, stored, share, plan.flat(context, pool.flat));
+    for (const PoolOutput& pool : p_.pools) {
+      const LiveList& list = pool.before >= 0 ? context.lists[p_.out_list] : stored;
+      reduce_channels(plan, context, pool.kind, p_.out_map, list, share_of(list.count, rank, size),
+                      plan.flat(context, pool.flat));
+    }
   };
   if (static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
     part(0, 1);

@@ -10,7 +10,16 @@ namespace dynprune {
 
 struct PoolOutput {
   cpu::Reduce kind;
-  int32_t flat;  // [out_channels]
+  int32_t flat;         // [out_channels]
+  int32_t before = -1;  // the same of the residual, whose planes outside out_list are the output's; -1 = unknown
+};
+
+// The transformed input of Winograd convolutions that read one map after the other, each map being the one before but
+// for some channels: each convolution transforms those alone. All inputs are stored and live.
+struct KeptInput {
+  int32_t slot = -1;     // of Context::kept_inputs; -1 = none, the scratch is anyone's
+  int32_t turn = 0;      // 0, 1, ... in order of execution
+  int32_t changed = -1;  // list of the channels that differ from the map of the turn before; -1 for turn 0
 };
 
 struct ConvParams {
@@ -35,8 +44,9 @@ struct ConvParams {
   int32_t winograd_m = 0;  // 0 = not eligible
   cpu::WinogradWeights winograd_form = cpu::WinogradWeights::kTransformed;
   int64_t winograd_scratch = -1;  // arena offset of the transformed input
-  bool channel_lanes = false;     // pack the weights for that kernel; it is the only one of a strided input
-  int64_t macs_per_pair = 0;      // multiply-adds per (live input, live output) pair
+  KeptInput kept_input;
+  bool channel_lanes = false;  // pack the weights for that kernel; it is the only one of a strided input
+  int64_t macs_per_pair = 0;   // multiply-adds per (live input, live output) pair
 };
 
 class ConvStep final : public Step {
@@ -50,7 +60,7 @@ class ConvStep final : public Step {
   void run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
                  const LiveList& out) const;
   template <class Parallel>
-  void run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, int size,
+  void run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, KeptInputState before, int size,
                     const Parallel& parallel) const;
   void pass_through(const Plan& plan, Context& context, ThreadTeam& team) const;
   void reduce_pools(const Plan& plan, Context& context, ThreadTeam& team) const;

@@ -47,6 +47,7 @@ ContextMemory::ContextMemory(const Plan& plan, int team_size) {
   std::memset(arena_block_, 0, arena_bytes_);
   lists_.resize(plan.lists.size());
   list_pool_.resize(static_cast<size_t>(plan.list_pool_size) + 1);
+  kept_inputs_.resize(static_cast<size_t>(plan.kept_inputs));
   const auto channels = static_cast<size_t>(plan.max_channels);
   read_planes_.resize(channels);
   residual_planes_.resize(channels);
@@ -56,6 +57,7 @@ ContextMemory::ContextMemory(const Plan& plan, int team_size) {
   context.thread_scratch = context.arena + (plan.arena_size + 15) / 16 * 16;
   context.lists = lists_.data();
   context.list_pool = list_pool_.data();
+  context.kept_inputs = kept_inputs_.data();
   context.read_planes = read_planes_.data();
   context.residual_planes = residual_planes_.data();
   context.write_planes = write_planes_.data();

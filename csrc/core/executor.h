@@ -27,6 +27,7 @@ class ContextMemory {
   void* arena_block_ = nullptr;
   size_t arena_bytes_ = 0;
   std::vector<LiveList> lists_;
+  std::vector<KeptInputState> kept_inputs_;
   std::vector<int32_t> list_pool_, channels_;
   std::vector<const float*> read_planes_, residual_planes_;
   std::vector<float*> write_planes_;

@@ -38,12 +38,21 @@ void LiveListStep::run(const Plan& plan, Context& context, ThreadTeam&) const {
   const float* include = plan.flat_or_null(context, desc.include);
   const float* exclude = plan.flat_or_null(context, desc.exclude);
   int32_t* index = context.list_pool + desc.slot;
-  int32_t live = 0;
-  // Branch-free: every channel is written, the cursor moves only past live ones.
-  for (int32_t c = 0; c < desc.capacity; ++c) {
-    index[live] = c;
-    live += (!include || include[c] != 0.0f) && !(exclude && exclude[c] != 0.0f);
-  }
+  const auto list_where = [&](auto&& is_live) {
+    // Branch-free: every channel is written, the cursor moves only past live ones.
+    int32_t live = 0;
+    for (int32_t c = 0; c < desc.capacity; ++c) {
+      index[live] = c;
+      live += static_cast<int32_t>(is_live(c));
+    }
+    return live;
+  };
+  const int32_t live = !exclude ? list_where([&](int32_t c) { return include[c] != 0.0f; })
+                       : !include
+                           ? list_where([&](int32_t c) { return exclude[c] == 0.0f; })
+                           : list_where([&](int32_t c) {
+                               return static_cast<int>(include[c] != 0.0f) & static_cast<int>(exclude[c] == 0.0f);
+                             });
   int32_t count = live;
   if (!context.skip) {
     // Everything is computed. What an exclude list would pass through is computed instead.

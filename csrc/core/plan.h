@@ -68,6 +68,12 @@ struct StepRecord {
   const char* kernel = "";
 };
 
+// What a transformed input that Winograd convolutions share holds (ConvParams::KeptInput).
+struct KeptInputState {
+  int32_t turn = -1;  // the reader that transformed last; -1 = nothing to go on with
+  int32_t bands = 0;  // that the map was cut into
+};
+
 // One image in flight.
 struct Context {
   float* arena = nullptr;  // pads are zero and stay zero
@@ -76,6 +82,7 @@ struct Context {
   const float** read_planes = nullptr;  // pointer tables for one kernel call
   const float** residual_planes = nullptr;
   float** write_planes = nullptr;
+  KeptInputState* kept_inputs = nullptr;
   int32_t* channels = nullptr;           // renumbered channels of one group
   float* thread_scratch = nullptr;       // thread_scratch_size floats per rank
   const float* const* inputs = nullptr;  // this image of each graph input
@@ -108,6 +115,7 @@ struct Plan {
   int64_t thread_scratch_size = 0;                 // floats per thread
   int32_t max_channels = 1;
   int32_t list_pool_size = 0;
+  int32_t kept_inputs = 0;
 
   const cpu::PlaneShape& shape_of(const MapRef& map) const { return shapes[static_cast<size_t>(map.shape)]->view; }
   const cpu::PlaneShape& shape_of(int32_t map) const { return shape_of(maps[static_cast<size_t>(map)]); }

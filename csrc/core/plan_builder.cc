@@ -67,6 +67,7 @@ int32_t PlanBuilder::add_constant_list(std::vector<int32_t> channels) {
 int32_t PlanBuilder::add_live_list(int32_t capacity, int32_t include, int32_t exclude, bool live_first) {
   check_mask(include, capacity);
   check_mask(exclude, capacity);
+  if (include < 0 && exclude < 0) fail("a live list without a mask is a constant list");
   LiveListDesc desc;
   desc.capacity = capacity;
   desc.include = include;
@@ -142,6 +143,10 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
     check_flat(pool.flat, false);
     if (plan_->flats[static_cast<size_t>(pool.flat)].size() != out)
       fail(name + ": a pooled output needs one value per channel");
+    if (pool.before < 0) continue;
+    check_flat(pool.before, false);
+    if (p.pass_list >= 0 || plan_->flats[static_cast<size_t>(pool.before)].size() != out)
+      fail(name + ": only planes that stay as they are keep their pooled values");
   }
   if (p.winograd_m) {
     if (!has_winograd() || p.groups != 1 || p.kernel_h != 3 || p.kernel_w != 3 || p.winograd_scratch < 0)
@@ -151,6 +156,10 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
         !(has_channel_lanes() && cpu::winograd_fits_channel_lanes(shape)))
       fail(name + ": not a Winograd convolution for channels in the lanes");
     need_thread_scratch(sizeof(float) * plan_->kernels->winograd_sizes(shape, p.winograd_form).thread_scratch);
+    check_list(p.kept_input.changed, in, true);
+    if (p.kept_input.slot >= 0 && p.winograd_form == cpu::WinogradWeights::kChannelLanes)
+      fail(name + ": a transformed input is kept with tiles in the lanes only");
+    plan_->kept_inputs = std::max(plan_->kept_inputs, p.kept_input.slot + 1);
   }
   if (p.channel_lanes) {
     const cpu::StridedShape shape{in,

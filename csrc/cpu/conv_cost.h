@@ -137,7 +137,8 @@ inline double winograd_channel_lanes_cycles(const WinogradShape& shape, int32_t 
   const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
   const double full = ceil_div(live_out, kChannelBlock);
   const double vectors = full > blocks / 2 ? full : blocks / 2;  // out of at most two blocks each
-  const double per_pair = 240.0, per_group = 400.0, per_vector = 1800.0, per_input_group = 1300.0, start = 500.0;
+  const double per_pair = shape.m == 4 ? 240.0 : 130.0, per_vector = shape.m == 4 ? 1800.0 : 900.0;
+  const double per_group = 400.0, per_input_group = 1300.0, start = 500.0;
   const double cycles = start + per_input_group * ceil_div(live_in, 16) +
                         vectors * (per_pair * live_in + per_group * ceil_div(live_in, 16) + per_vector);
   const double block_bytes = 9.0 * kChannelBlock * sizeof(float);

@@ -32,7 +32,8 @@ WinogradSizes winograd_sizes(const WinogradShape& shape, WinogradWeights form) {
   const size_t channels = static_cast<size_t>(channel_blocks(shape.out_channels)) * kChannelBlock * shape.in_channels;
 #if defined(__AVX512F__)
   if (form == WinogradWeights::kChannelLanes)
-    return {channels * 9, static_cast<size_t>(lanes_input_scratch(shape.in_channels)), LaneScratch::kSize};
+    return {channels * 9, static_cast<size_t>(lanes_input_scratch(shape)),
+            static_cast<size_t>(lanes_thread_scratch(shape))};
 #endif
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const size_t products = static_cast<size_t>(matrix_stride(grid, kGroup)) * elements;
@@ -51,14 +52,17 @@ void winograd_pack(const WinogradShape& shape, WinogradWeights form, const float
 }
 
 void winograd_input(const WinogradShape& shape, TileRows rows, [[maybe_unused]] WinogradWeights form,
-                    const ConvCall& call, int32_t first, int32_t last, float* v) {
+                    const ConvCall& call, const int32_t* positions, int32_t first, int32_t last, float* v) {
 #if defined(__AVX512F__)
-  if (form == WinogradWeights::kChannelLanes) return lanes_input(shape.out, call, first, last, v);
+  if (form == WinogradWeights::kChannelLanes) {
+    return with_lane_tiles(shape, [&](auto tiles) { lanes_input<decltype(tiles)>(shape.out, call, first, last, v); });
+  }
 #endif
   const TileGrid grid = tile_grid(shape.out, shape.m, kLanes, rows);
   const int64_t stride = matrix_stride(grid, call.n_in);
   for (int32_t i = first; i < last; ++i) {
-    input_plane(grid, shape.out, shape.m, call.input[i], v + i * grid.stride, stride);
+    const int32_t at = positions ? positions[i] : i;
+    input_plane(grid, shape.out, shape.m, call.input[at], v + at * grid.stride, stride);
   }
 }
 
@@ -107,7 +111,10 @@ bool adjoin(const ConvCall& call, const Group& group) {
 void winograd_output(const WinogradShape& shape, TileRows rows, WinogradWeights form, const float* packed,
                      const float* v, const ConvCall& call, int32_t first, int32_t last, float* thread_scratch) {
 #if defined(__AVX512F__)
-  if (form == WinogradWeights::kChannelLanes) return lanes_output(shape, packed, v, call, first, last, thread_scratch);
+  if (form == WinogradWeights::kChannelLanes) {
+    return with_lane_tiles(
+        shape, [&](auto tiles) { lanes_output<decltype(tiles)>(shape, packed, v, call, first, last, thread_scratch); });
+  }
 #endif
   const TileGrid grid = tile_grid(shape.out, shape.m, kLanes, rows);
   const int32_t elements = tile_elements(shape);

@@ -122,10 +122,10 @@ enum class WinogradWeights : int32_t {
   kOnTheFly,      // stored as [K/16][C][9][16], live pairs transformed per image; 4x less memory
   kChannelLanes,  // stored like kOnTheFly; for maps that winograd_fits_channel_lanes(), needs has_channel_lanes
 };
-// F(4x4) on 2 x 2 tiles, which would leave most lanes empty.
+// Maps of so few tiles that these, in the lanes, would leave most empty: 2 x 2 of F(4x4), or F(2x2).
 inline bool winograd_fits_channel_lanes(const WinogradShape& shape) {
-  const PlaneShape& map = shape.out;
-  return shape.m == 4 && map.height > 4 && map.height <= 8 && map.width > 4 && map.width <= 8;
+  const auto fits = [&](int32_t side) { return side > shape.m && side <= 2 * shape.m; };
+  return fits(shape.out.height) && fits(shape.out.width);
 }
 struct WinogradSizes {
   size_t weights;         // floats of packed weights
@@ -138,9 +138,10 @@ using WinogradPackFn = void (*)(const WinogradShape&, WinogradWeights, const flo
 struct TileRows {
   int32_t first, last;
 };
-// Transforms live inputs [first, last) of call.input into v. All must be done before winograd_output for these rows.
-using WinogradInputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const ConvCall&, int32_t first,
-                                 int32_t last, float* v);
+// Transforms entries [first, last) of call.input, or of those that `positions` lists (planar forms only; null = all),
+// into v. All must be done before winograd_output for these rows.
+using WinogradInputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const ConvCall&,
+                                 const int32_t* positions, int32_t first, int32_t last, float* v);
 // Multiplies, transforms back and finishes live outputs [first, last). v as written for all n_in.
 using WinogradOutputFn = void (*)(const WinogradShape&, TileRows, WinogradWeights, const float* packed, const float* v,
                                   const ConvCall&, int32_t first, int32_t last, float* thread_scratch);
@@ -230,6 +231,7 @@ using PlaneAdaptivePoolFn = void (*)(const PlaneShape& in, const PlaneShape& out
 // Splits one plane into stride_h * stride_w phase planes `phase_stride` floats apart: phase
 // r * stride_w + s holds rows r, r + stride_h, ... and columns s, s + stride_w, ... of the input;
 // `phase` gives height, width and pitch of the phase planes (rows or columns beyond the input are zero).
+// phase_stride 0: phase 0 alone.
 using PhaseSplitFn = void (*)(const PlaneShape& in, const PlaneShape& phase, int32_t stride_h, int32_t stride_w,
                               int64_t phase_stride, const float* x, float* y);
 

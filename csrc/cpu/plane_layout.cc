@@ -27,14 +27,14 @@ void plane_store(const PlaneShape& shape, const float* x, float* dense) {
   }
 }
 
-// One row of `width` pixels into the even and the odd columns, `phase_width` each.
+// One row of `width` pixels into the even and, unless null, the odd columns, `phase_width` each.
 DYNPRUNE_INLINE void split_row_by_two(int64_t width, int64_t phase_width, const float* x, float* y_even, float* y_odd) {
   int64_t j = 0;
   Vec even, odd;
   for (; 2 * (j + kLanes) <= width && j + kLanes <= phase_width; j += kLanes) {
     deinterleave(load(x + 2 * j), load(x + 2 * j + kLanes), even, odd);
     store(y_even + j, even);
-    store(y_odd + j, odd);
+    if (y_odd) store(y_odd + j, odd);
   }
   for (; j < phase_width; j += kLanes) {
     const int64_t left = width - 2 * j;
@@ -42,24 +42,26 @@ DYNPRUNE_INLINE void split_row_by_two(int64_t width, int64_t phase_width, const 
     const Vec second = left > kLanes ? load_first(x + 2 * j + kLanes, left - kLanes) : zero();
     deinterleave(first, second, even, odd);
     store_first(y_even + j, phase_width - j, even);
-    store_first(y_odd + j, phase_width - j, odd);
+    if (y_odd) store_first(y_odd + j, phase_width - j, odd);
   }
 }
 
 void phase_split(const PlaneShape& in, const PlaneShape& phase, int32_t stride_h, int32_t stride_w,
                  int64_t phase_stride, const float* x, float* y) {
-  for (int32_t r = 0; r < stride_h; ++r) {
+  const bool first_only = phase_stride == 0;
+  const int32_t rows = first_only ? 1 : stride_h, columns = first_only ? 1 : stride_w;
+  for (int32_t r = 0; r < rows; ++r) {
     float* phases = y + r * stride_w * phase_stride;  // (r, 0), (r, 1), ...
     for (int64_t i = 0; i < phase.height; ++i) {
       const int64_t row = i * stride_h + r;
       const float* source = x + row * in.pitch;
       float* target = phases + i * phase.pitch;
       if (row >= in.height) {
-        for (int32_t s = 0; s < stride_w; ++s) zero_row(phase.width, target + s * phase_stride);
+        for (int32_t s = 0; s < columns; ++s) zero_row(phase.width, target + s * phase_stride);
       } else if (stride_w == 2) {
-        split_row_by_two(in.width, phase.width, source, target, target + phase_stride);
+        split_row_by_two(in.width, phase.width, source, target, first_only ? nullptr : target + phase_stride);
       } else {
-        for (int32_t s = 0; s < stride_w; ++s) {
+        for (int32_t s = 0; s < columns; ++s) {
           for (int64_t j = 0; j < phase.width; ++j) {
             const int64_t column = j * stride_w + s;
             target[s * phase_stride + j] = column < in.width ? source[column] : 0.0f;

@@ -351,7 +351,7 @@ class Bench {
     }
     jobs.push_back({name, winograd_cycles(table_, w.shape, form, l.call.n_in, l.call.n_out), [this, &l, &w, form] {
                       float* v = scratch_.get();
-                      table_.winograd_input(w.shape, w.all, form, l.call, 0, l.call.n_in, v);
+                      table_.winograd_input(w.shape, w.all, form, l.call, nullptr, 0, l.call.n_in, v);
                       table_.winograd_output(w.shape, w.all, form, w.packed.next(), v, l.call, 0, l.call.n_out,
                                              v + w.v_size);
                     }});

@@ -1,6 +1,7 @@
 // Convolution kernels of every ISA this CPU has, against a plain double-precision loop.
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
 #include <string>
 
 #include "../cpu/conv_cost.h"
@@ -599,11 +600,15 @@ void run_winograd(const KernelTable& table, const WinogradShape& shape, Winograd
   table.winograd_pack(shape, form, weights.data(), packed.data());
   const ConvCall call = run.call(epilogue);
   const int32_t in_cut = in_slices ? call.n_in / 3 : 0, out_cut = in_slices ? call.n_out / 3 : 0;
+  std::vector<int32_t> backwards(static_cast<size_t>(call.n_in));
+  std::iota(backwards.begin() + in_cut, backwards.end(), in_cut);
+  std::reverse(backwards.begin() + in_cut, backwards.end());
+  const int32_t* positions = in_slices && form != WinogradWeights::kChannelLanes ? backwards.data() : nullptr;
   for (int32_t band = 0; band < bands; ++band) {
     std::vector<float> v(static_cast<size_t>(winograd_band_scratch(table, shape, form, bands)), nan);
     const TileRows rows = all.rows(band, bands);
-    if (call.n_in > in_cut) table.winograd_input(shape, rows, form, call, in_cut, call.n_in, v.data());
-    if (in_cut > 0) table.winograd_input(shape, rows, form, call, 0, in_cut, v.data());
+    if (call.n_in > in_cut) table.winograd_input(shape, rows, form, call, positions, in_cut, call.n_in, v.data());
+    if (in_cut > 0) table.winograd_input(shape, rows, form, call, nullptr, 0, in_cut, v.data());
     table.winograd_output(shape, rows, form, packed.data(), v.data(), call, out_cut, call.n_out, scratch.data());
     if (out_cut > 0)
       table.winograd_output(shape, rows, form, packed.data(), v.data(), call, 0, out_cut, scratch.data());

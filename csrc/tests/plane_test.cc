@@ -345,6 +345,10 @@ void test_layout(const KernelTable& table) {
           }
         }
         counter.check(y == expected, label("phase split", stride.height * 100 + stride.width * 10 + extra, x));
+        std::vector<float> first(expected.begin(), expected.begin() + phase_stride);
+        y.assign(size_t(phase_stride), 0.0f);
+        table.phase_split(x.shape(), phase.shape(), stride.height, stride.width, 0, x.data(), y.data());
+        counter.check(y == first, label("first phase", stride.height * 100 + stride.width * 10 + extra, x));
       }
     }
   }

@@ -24,7 +24,7 @@ from dynprune_rt.backends.cpu.lower_quantized import (
     lower_quantized_max_pool,
     lower_quantized_reduce,
 )
-from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, WinogradSite, lower_linear
+from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, lower_linear
 from dynprune_rt.backends.cpu.pass_through import passes_unchanged
 from dynprune_rt.backends.cpu.storage import FlatView, MapView
 from dynprune_rt.ir.graph import Node, Value
@@ -35,8 +35,6 @@ _UNBOUNDED = (-math.inf, math.inf)
 _FEWEST_LANES = 9
 #: The kernel for 7x7 layers reads a few maps: kMaxStemInputs of csrc/cpu/kernels.h.
 _MOST_STEM_INPUTS = 4
-#: Maps up to this size fill few lanes of the other kernels, Winograd's tiles included.
-_TINY_MAP = 4
 
 Handler = Callable[[Recorder, Node], bool]
 
@@ -127,15 +125,15 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     free_pass = out is residual_view and residual is not None and passes_unchanged(residual, shift, outer)
     if node.computed is not None and node.computed is not y.live and not free_pass:
         pass_list = recorder.list_of(y.live, node.computed, out_channels)
+    partly_kept = residual if free_pass and node.computed is not None else None
+    if partly_kept is not None:
+        recorder.winograd.map_updated(y, partly_kept, out_list)
 
     stem = whole and recorder.builder.has_stem and x.type.channels <= _MOST_STEM_INPUTS
     stem = stem and kernel == (7, 7) and stride == (2, 2) and padding == (3, 3, 3, 3) and dilation == (1, 1)
     site = None
-    tiny = lanes and min(_size(y)) <= _TINY_MAP
-    winograd = recorder.builder.has_winograd and not tiny
-    if winograd and _is_winograd_shape(kernel, stride, dilation, padding, groups, _size(y)):
-        site = WinogradSite(x.type.channels, out_channels, out, recorder.builder.has_channel_lanes)
-        recorder.winograd_sites.append(site)
+    if recorder.winograd.fits(*_size(y)) and _is_winograd_shape(kernel, stride, dilation, padding, groups):
+        site = recorder.winograd.add(x, out_channels, out)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     if shift is None or shift.type.batched:
         shift_flat = None if shift is None else recorder.as_flat(shift)
@@ -145,6 +143,8 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
     gate_is_mask = gate is not None and recorder.is_own_mask(gate, computed)
     residual_live = None if residual is None else recorder.mask_flat(residual.live)
     pool_flats = [recorder.new_flat(v) for v in node.outputs[1:]]
+    pooled_before = [_pooled(partly_kept, kind) for kind in pools]  # planes that stay keep their pooled values
+    before_flats = [None if v is None else recorder.as_flat(v) for v in pooled_before]
     macs_per_pair = math.prod(_size(y)) * math.prod(kernel)
     builder = recorder.builder
     recorder.step(
@@ -169,18 +169,30 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
             out_list=out_list.index,
             pass_list=-1 if pass_list is None else pass_list.index,
             stored_list=-1 if stored_list is None else stored_list.index,
-            pools=[(getattr(_C.Reduce, k), recorder.flat_id(f)) for k, f in zip(pools, pool_flats, strict=True)],
+            pools=[
+                (getattr(_C.Reduce, kind), recorder.flat_id(flat), recorder.flat_id(before))
+                for kind, flat, before in zip(pools, pool_flats, before_flats, strict=True)
+            ],
             stem=stem,
             winograd_m=0 if site is None else site.m,
             winograd_form=_C.WinogradWeights.transformed if site is None else site.form,
-            winograd_scratch=recorder.winograd_scratch,
+            winograd_scratch=-1 if site is None else recorder.winograd.scratch(site),
+            kept_input=(-1, 0, -1) if site is None else site.kept_input,
             macs_per_pair=macs_per_pair,
         ),
         LayerFacts(node.name, "conv2d", x.type.channels, out_channels, macs_per_pair * math.prod(weights.shape[:2])),
-        reads=[source, residual_view, gate_flat, shift_flat, residual_live],
+        reads=[source, residual_view, gate_flat, shift_flat, residual_live, *before_flats],
         writes=[out, *pool_flats],
     )
     return True
+
+
+def _pooled(value: Value | None, kind: str) -> Value | None:
+    """What the convolution that made ``value`` reduced its planes to."""
+    node = None if value is None else value.producer
+    if node is None or node.op != "conv2d" or kind not in node.attrs.get("pools", ()):
+        return None
+    return node.outputs[1 + list(node.attrs["pools"]).index(kind)]
 
 
 def _is_winograd_shape(
@@ -189,11 +201,10 @@ def _is_winograd_shape(
     dilation: tuple[int, ...],
     padding: tuple[int, ...],
     groups: int,
-    size: tuple[int, int],
 ) -> bool:
-    """True where the planar Winograd kernels apply: 3x3, stride 1, padding 1, and more than a tile of map."""
+    """True where the Winograd kernels apply: 3x3, stride 1, padding 1."""
     plain = stride == (1, 1) and dilation == (1, 1) and padding == (1, 1, 1, 1) and groups == 1
-    return plain and kernel == (3, 3) and min(size) >= 4
+    return plain and kernel == (3, 3)
 
 
 # -- elementwise ----------------------------------------------------------------------------------
@@ -469,11 +480,11 @@ def _slice(recorder: Recorder, node: Node) -> bool:
     if node.attrs["dim"] == 1:
         channels = list(range(x.type.channels))[node.attrs["start"] : node.attrs["stop"] : node.attrs["step"]]
         return _select_channels(recorder, node, x, channels)
-    return _slice_every_other_row(recorder, node, x)
+    return _slice_pixels(recorder, node, x)
 
 
-def _slice_every_other_row(recorder: Recorder, node: Node, x: Value) -> bool:
-    """x[:, :, ::s, ::s] is phase 0 of the phase split; rows and columns arrive as two slices."""
+def _slice_pixels(recorder: Recorder, node: Node, x: Value) -> bool:
+    """x[:, :, ::s, ::t] is phase 0 of the phase split; rows and columns arrive as two slices."""
 
     def step_from_zero(part: Node, dim: int) -> int:
         attrs = part.attrs
@@ -487,7 +498,7 @@ def _slice_every_other_row(recorder: Recorder, node: Node, x: Value) -> bool:
     users = recorder.users.get(node.output, [])
     columns = {step_from_zero(user, 3) for user in users}
     if rows > 1 and len(columns) == 1 and 0 not in columns:
-        recorder.strided_rows[node.output] = recorder.phase_split(x, (rows, columns.pop()))
+        recorder.strided_rows[node.output] = recorder.phase_split(x, (rows, columns.pop()), first_only=True)
         return True
     return False
 

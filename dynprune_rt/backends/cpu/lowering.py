@@ -17,7 +17,9 @@ import numpy as np
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.flat_ops import FLAT_OPS, encode
 from dynprune_rt.backends.cpu.geometry import PitchClass
+from dynprune_rt.backends.cpu.live_lists import LiveListRef
 from dynprune_rt.backends.cpu.storage import Arena, FlatStorage, FlatView, MapView, PlaneStorage, Storage
+from dynprune_rt.backends.cpu.winograd_sites import WinogradSites
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.graph import Graph, Node, Value
 from dynprune_rt.ir.types import CHANNELS_PER_WORD
@@ -46,46 +48,6 @@ class CpuPlan:
     output_dtypes: list[str]
 
 
-@dataclass(eq=False)
-class LiveListRef:
-    """A live list that emission numbers."""
-
-    index: int = -1
-
-
-@dataclass(frozen=True)
-class WinogradSite:
-    """A convolution that may run as Winograd; which images do is decided per image by the cost model."""
-
-    in_channels: int
-    out_channels: int
-    out: MapView
-    channel_lanes: bool  # whether the kernels of this CPU can hold output channels in the lanes
-
-    @property
-    def _few_tiles(self) -> bool:
-        """Maps of 2 x 2 tiles of F(4x4, 3x3), which fill a vector with output channels only."""
-        return self.channel_lanes and all(4 < side <= 8 for side in (self.out.height, self.out.width))
-
-    @property
-    def m(self) -> int:
-        """Tile size of F(m x m, 3x3). 4 saves more multiplications, 2 fills vectors on smaller maps."""
-        return 4 if self._few_tiles or min(self.out.height, self.out.width) >= 12 else 2
-
-    @property
-    def form(self) -> _C.WinogradWeights:
-        """Transformed weights for layers whose weights stay in the cache whatever runs in between; beyond,
-        transforming the live ones of each image costs less than fetching up to four times the bytes."""
-        if self._few_tiles:
-            return _C.WinogradWeights.channel_lanes
-        transformed = 4 * (self.m + 2) ** 2 * self.in_channels * self.out_channels
-        return _C.WinogradWeights.on_the_fly if transformed > (64 << 10) else _C.WinogradWeights.transformed
-
-    def scratch(self, builder: _C.PlanBuilder, shape: int) -> int:
-        """Floats of scratch for the transformed input."""
-        return builder.winograd_input_scratch(self.in_channels, self.out_channels, self.m, shape, self.form)
-
-
 @dataclass
 class _Step:
     emit: Callable[[], None]
@@ -109,18 +71,17 @@ class Recorder:
         self._viewers: dict[PlaneStorage, set[Value]] = {}
         self._plane_storages: list[PlaneStorage] = []
         self._flat_storages: list[FlatStorage] = []
-        self._phases: dict[tuple[Value, tuple[int, int]], MapView] = {}
+        self._phases: dict[tuple[Value, tuple[int, int], bool], MapView] = {}
         # Values x[:, :, ::s] whose readers all take ::t of the columns: the phase planes of both.
         self.strided_rows: dict[Value, MapView] = {}
         self._lists: dict[tuple[Value | None, Value | None, int, bool], LiveListRef] = {}
-        self.winograd_sites: list[WinogradSite] = []
+        self.winograd = WinogradSites(self.builder)
         self.flat_scratch_floats = 0
         # Emission caches.
         self._arena = Arena()
         self._shape_ids: dict[tuple[int, int, int], int] = {}
         self._map_ids: dict[MapView, int] = {}
         self._flat_ids: dict[FlatView, int] = {}
-        self.winograd_scratch = -1
         self.flat_scratch = -1
 
     # -- values -----------------------------------------------------------------------------------
@@ -336,14 +297,15 @@ class Recorder:
             storage.touch(index)
         self._steps.append(_Step(emit, facts, storages))
 
-    def phase_split(self, value: Value, stride: tuple[int, int]) -> MapView:
-        """The phase planes of a map for a strided convolution or slice; shared by all readers."""
-        key = (value, stride)
+    def phase_split(self, value: Value, stride: tuple[int, int], first_only: bool = False) -> MapView:
+        """The phase planes of a map for a strided convolution, or phase 0 for a slice; shared by all readers."""
+        key = (value, stride, first_only)
         if key not in self._phases:
             source, live = self.as_map(value), self.live_list(value)
             height, width = -(-source.height // stride[0]), -(-source.width // stride[1])
             per_word = CHANNELS_PER_WORD.get(value.type.dtype, 1)
-            view = self.new_planes(source.channels, height, width, phases=stride[0] * stride[1], tight=per_word > 1)
+            phases = 1 if first_only else stride[0] * stride[1]
+            view = self.new_planes(source.channels, height, width, phases=phases, tight=per_word > 1)
             self._phases[key] = view
             add_split = self.builder.add_phase_split if per_word == 1 else self.builder.add_group_phase_split
             group = {} if per_word == 1 else {"per_word": per_word}
@@ -353,7 +315,7 @@ class Recorder:
                     **group,
                     stride_h=stride[0],
                     stride_w=stride[1],
-                    phase_stride=view.pitch_class.plane_stride,
+                    phase_stride=0 if first_only else view.pitch_class.plane_stride,
                     in_map=self.map_id(source),
                     out_map=self.map_id(view),
                     list=live.index,
@@ -396,8 +358,7 @@ class Recorder:
     def emit(self) -> tuple[Any, list[LayerFacts]]:
         self._arena.place_planes([s for s in self._plane_storages if s.first >= 0])
         self._arena.place_flats([s for s in self._flat_storages if s.first >= 0])
-        needed = [site.scratch(self.builder, self.shape_id(site.out)) for site in self.winograd_sites]
-        self.winograd_scratch = self._arena.reserve(max(needed, default=0))
+        self.winograd.place(self._arena, self.shape_id)
         self.flat_scratch = self._arena.reserve(self.flat_scratch_floats)
         for value in self.graph.inputs:
             self.builder.add_input(int(np.prod(per_image_shape(value), dtype=np.int64)))

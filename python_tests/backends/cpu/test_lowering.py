@@ -121,6 +121,28 @@ def test_gated_residual_block(size, non_negative):
     check_plan(b.graph, [random_images(x)])
 
 
+@pytest.mark.parametrize("channels", [12, 40])
+@pytest.mark.parametrize("size", [8, 16, 30])
+def test_residual_blocks_keep_what_the_last_one_did_not_change(size, channels):
+    """Transformed inputs and pooled sums of untouched channels, also after blocks in which everything is dead."""
+    b = Builder(Graph())
+    x = map_input(b.graph, 3, size)
+    h, mean = b.op("conv2d", x, weights(b, channels, 3, 3, 3), padding=(1, 1, 1, 1), inner=(0.0, np.inf),
+                   pools=("mean",), name="stem")  # fmt: skip
+    for i, (keep1, keep2) in enumerate([(0.5, 0.5), (0.02, 0.4), (0.6, 0.02), (1.0, 0.3), (0.4, 1.0)]):
+        m1, m2 = gate(b, h, channels, keep1), gate(b, h, channels, keep2)
+        t = b.op("conv2d", h, weights(b, channels, channels, 3, 3), vector(b, channels), m1, padding=(1, 1, 1, 1),
+                 inner=(0.0, np.inf), name=f"conv{i}.1")  # fmt: skip
+        t.live = support(b, m1)
+        h, new = b.op("conv2d", t, weights(b, channels, channels, 3, 3), vector(b, channels), m2, None, h,
+                      padding=(1, 1, 1, 1), outer=(0.0, np.inf), pools=("mean",), name=f"conv{i}.2")  # fmt: skip
+        h.producer.computed = support(b, m2)
+        mean = b.op("add", mean, new)
+    b.graph.outputs = [mean, h]
+    images = random_images(x, batch=6) * np.geomspace(0.01, 3, 6, dtype=np.float32)[:, None, None, None]
+    check_plan(b.graph, [images])
+
+
 def test_residual_that_is_also_the_input_is_not_overwritten():
     b = Builder(Graph())
     x = map_input(b.graph, 6, 12)
