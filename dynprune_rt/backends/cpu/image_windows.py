@@ -9,7 +9,8 @@ import numpy as np
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.geometry import Taps, convolution_taps
 from dynprune_rt.backends.cpu.group_maps import map_size
-from dynprune_rt.backends.cpu.lowering import LayerFacts, LiveListRef, Recorder
+from dynprune_rt.backends.cpu.live_lists import LiveListRef
+from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
 from dynprune_rt.backends.cpu.storage import MapView
 from dynprune_rt.ir.graph import Node, Value
 from dynprune_rt.ir.types import CHANNELS_PER_WORD
