@@ -77,7 +77,8 @@ def norm_gated() -> Graph:
     x = net.relu(net.conv(net.x, 10, "stem"))
     for block, kind in enumerate(("l2", "sum_squares", "mean_abs")):
         norms = op("spatial_reduce", x, kind=kind)
-        mask = op("cast", op("ge", norms, op("reduce", norms, kind="mean", dims=(1,), keepdim=True)), dtype="f32")
+        mean = op("reduce", norms, kind="mean", dims=(1,), keepdim=True)
+        mask = op("cast", op("ge", norms, op("mul", mean, net.builder.constant("share", 0.6))), dtype="f32")
         masked = net.mul(x, op("reshape", mask, shape=(BATCH, 10, 1, 1)))
         x = net.relu(net.conv(masked, 10, f"conv{block}"))
     return net.finish(x)
