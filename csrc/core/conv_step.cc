@@ -29,6 +29,7 @@ struct Algorithm {
   double cycles;
 };
 constexpr const char* kChannelLanes = "channel lanes";
+constexpr const char* kSmallMap = "small map";
 constexpr const char* kStem = "winograd F(4x4, 4x4)";
 constexpr const char* kWinograd4 = "winograd F(4x4)";
 constexpr const char* kWinograd2 = "winograd F(2x2)";
@@ -133,6 +134,10 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
 
   // The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
   Algorithm algorithm{"direct", cpu::direct_cycles(*plan.kernels, direct_, in.live, out.live)};
+  if (p_.small_map) {
+    const double cycles = cpu::small_map_cycles(*plan.kernels, direct_, in.live, out.live);
+    if (cycles < algorithm.cycles) algorithm = {kSmallMap, cycles};
+  }
   if (p_.channel_lanes) {
     const double cycles = cpu::channel_lanes_cycles(strided_, in.live, out.live);
     if (cycles < algorithm.cycles || p_.stride_h * p_.stride_w > 1) algorithm = {kChannelLanes, cycles};
@@ -165,6 +170,16 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   // Threads share the pixels of a layer rather than its outputs where they then read less: all weights, instead of the
   // half of the input that the other core has written.
   const bool by_pixels = int64_t{plan.shape_of(p_.in_map).blocks} * cpu::kBlock > int64_t{call.n_out} * direct_.taps;
+
+  if (algorithm.name == kSmallMap) {
+    parallel([&](int rank) {
+      const Share share = share_of(call.n_out, rank, size);
+      const cpu::ConvCall part = outputs_of(call, share.first, share.last);
+      if (part.n_out > 0)
+        plan.kernels->conv_small_map(direct_, weights, part, context.thread_scratch + rank * plan.thread_scratch_size);
+    });
+    return;
+  }
 
   if (algorithm.name == kStem) {
     const int32_t rows = (direct_.out.height + 3) / 4;

@@ -40,6 +40,7 @@ struct ConvParams {
   int32_t pass_list = -1;    // stored channels that are not computed; -1 = none
   int32_t stored_list = -1;  // computed and passed: what the pools reduce over
   std::vector<PoolOutput> pools;
+  bool small_map = false;  // the input has the output's pitch and fits_small_map(); found by PlanBuilder
   bool stem = false;       // pack the weights for the kernel of 7x7 layers of few inputs
   int32_t winograd_m = 0;  // 0 = not eligible
   cpu::WinogradWeights winograd_form = cpu::WinogradWeights::kTransformed;

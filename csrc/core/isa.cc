@@ -24,6 +24,7 @@ struct IsaEntry {
      cpu::fill_conv_depthwise_##FLOAT(table);                     \
      cpu::fill_conv_channel_lanes_##FLOAT(table);                 \
      cpu::fill_conv_stem_##FLOAT(table);                          \
+     cpu::fill_conv_small_map_##FLOAT(table);                     \
      cpu::fill_conv_winograd_##FLOAT(table);                      \
      cpu::fill_plane_elementwise_##FLOAT(table);                  \
      cpu::fill_plane_pooling_##FLOAT(table);                      \

@@ -161,6 +161,10 @@ void PlanBuilder::add_conv(const std::string& name, ConvParams p) {
       fail(name + ": a transformed input is kept with tiles in the lanes only");
     plan_->kept_inputs = std::max(plan_->kept_inputs, p.kept_input.slot + 1);
   }
+  const cpu::DirectShape direct{in / p.groups, out / p.groups, static_cast<int32_t>(p.tap_offset.size()),
+                                p.tap_offset.data(), plan_->shape_of(p.out_map)};
+  p.small_map = !strided && !depthwise && cpu::fits_small_map(direct);
+  if (p.small_map) need_thread_scratch(sizeof(float) * plan_->kernels->small_map_scratch(direct));
   if (p.channel_lanes) {
     const cpu::StridedShape shape{in,
                                   out,

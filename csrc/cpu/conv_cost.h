@@ -19,6 +19,7 @@ namespace {
 // prefetching does not see.
 constexpr double kResidentWeights = 768 << 10;
 constexpr double kStreamBytes = 3.0;
+constexpr double kFetchedBytes = 4.0;    // where the kernel fetches ahead
 constexpr double kAdjoiningBytes = 7.0;  // where all weights of a step adjoin
 // Cycles that the direct kernel waits per byte of weights that another layer evicted: a tile reads as many streams as
 // it has outputs, and those of one tap per input are short.
@@ -38,6 +39,38 @@ constexpr double blocks_touched(int32_t channels, int32_t live, int size) {
   return (1.0 - none) * ceil_div(channels, size);
 }
 
+constexpr double weight_bytes(const DirectShape& shape) {
+  return static_cast<double>(shape.taps) * sizeof(float) * shape.in_channels * shape.out_channels;
+}
+
+// Rows of weights as they are in the model, of which the lines of live inputs are read.
+struct RowTraffic {
+  double bytes;   // read
+  double gaps;    // how much longer that takes than without skipped inputs
+  bool resident;  // in the caches from one image to the next
+  double cycles(double bytes_per_cycle) const { return resident ? 0.0 : bytes / bytes_per_cycle * gaps; }
+};
+constexpr RowTraffic row_traffic(const DirectShape& shape, int32_t live_in, int32_t live_out) {
+  const double row = static_cast<double>(shape.taps) * sizeof(float);  // of one input in the weights of an output
+  const double line = row < 64 ? 64 : row;
+  const double lines_of_row = shape.in_channels * row / line;
+  const double bytes = live_out * (lines_of_row < live_in ? lines_of_row : live_in) * line;
+  const double share = static_cast<double>(live_in) / shape.in_channels;
+  const double gaps = share < 0.5 ? 1.0 + 3.0 * (0.5 - share) : 1.0;
+  return {bytes, gaps, weight_bytes(shape) <= kResidentWeights};
+}
+
+// Of conv_small_map.cc, for shapes that fits_small_map().
+inline double small_map_cycles(const KernelTable& table, const DirectShape& shape, int32_t live_in, int32_t live_out) {
+  const bool pairs = table.lanes == 16 && shape.out.height == 2 && shape.out.width == 2 && shape.taps == 9;
+  const double outputs = ceil_div(live_out, 8) * 8;
+  const double per_input = pairs ? 3.0 : 1.1 * shape.taps * kBlock / table.lanes;  // and output
+  const double gather = pairs ? 20.0 : 12.0 * shape.taps, per_output = 40.0, start = 300.0;
+  const double cycles = start + live_in * (gather + per_input * outputs) + per_output * outputs;
+  const double stream = row_traffic(shape, live_in, live_out).cycles(kFetchedBytes);
+  return cycles > stream ? cycles : stream;
+}
+
 inline double direct_cycles(const KernelTable& table, const DirectShape& shape, int32_t live_in, int32_t live_out) {
   if (live_out <= 0) return 0;
   const PlaneShape& out = shape.out;
@@ -52,17 +85,11 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const double tile_count = static_cast<double>(live_out) * vectors / (8 * tiles.usual_vectors) + 1;
   const double cycles = static_cast<double>(shape.taps) * live_in * split.cycles + per_output * live_out * vectors +
                         per_tile * tile_count + start;
-  const double row = static_cast<double>(shape.taps) * sizeof(float);  // of one input in the weights of an output
-  const double line = row < 64 ? 64 : row;
-  const double lines_of_row = shape.in_channels * row / line;
-  const double lines = lines_of_row < live_in ? lines_of_row : live_in;
-  const double share = static_cast<double>(live_in) / shape.in_channels;
-  const double gaps = share < 0.5 ? 1.0 + 3.0 * (0.5 - share) : 1.0;
-  const double all = row * shape.in_channels * shape.out_channels;
-  const double stream = all > kResidentWeights ? live_out * lines * line / kStreamBytes * gaps : 0.0;
+  const RowTraffic rows = row_traffic(shape, live_in, live_out);
   // A tile takes a few vectors of every plane: of more pages than the first-level translation buffer holds.
   const double pages = out.blocks * kBlock * sizeof(float) > 4096 && live_in > 64 ? 2.5 * live_in * tile_count : 0.0;
-  const double wait = shape.taps == 1 && all > kEvictedWeights ? kRowWait * live_out * lines * line : 0.0;
+  const double wait = shape.taps == 1 && weight_bytes(shape) > kEvictedWeights ? kRowWait * rows.bytes : 0.0;
+  const double stream = rows.cycles(kStreamBytes);
   return (cycles > stream ? cycles : stream) + wait + pages;
 }
 
@@ -142,9 +169,9 @@ inline double winograd_channel_lanes_cycles(const WinogradShape& shape, int32_t 
   const double cycles = start + per_input_group * ceil_div(live_in, 16) +
                         vectors * (per_pair * live_in + per_group * ceil_div(live_in, 16) + per_vector);
   const double block_bytes = 9.0 * kChannelBlock * sizeof(float);
-  const double stream =
-      stream_cycles(block_bytes * live_in * blocks,
-                    block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock), 1.0);
+  const double all = block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock);
+  const double gaps = 2.0 - static_cast<double>(live_in) / shape.in_channels;
+  const double stream = all > kResidentWeights ? block_bytes * live_in * blocks / kFetchedBytes * gaps : 0.0;
   return cycles > stream ? cycles : stream;
 }
 

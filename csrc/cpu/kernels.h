@@ -63,6 +63,11 @@ struct DirectShape {
 using ConvDirectFn = void (*)(const DirectShape&, const float* weights, const ConvCall&, int32_t first_block,
                               int32_t last_block);
 
+// The same sums for maps of at most kBlock pixels, from pixels gathered in the scratch: no lane is spent on pads.
+inline bool fits_small_map(const DirectShape& shape) { return shape.out.height * shape.out.width <= kBlock; }
+using SmallMapScratchFn = size_t (*)(const DirectShape&);  // floats per thread
+using ConvSmallMapFn = void (*)(const DirectShape&, const float* weights, const ConvCall&, float* thread_scratch);
+
 // Depthwise: output channel k reads input channel k / multiplier. Same addressing as above.
 // input[i] is the plane that feeds output[i], or null where that input is exactly zero.
 using ConvDepthwiseFn = void (*)(const DirectShape&, const float* weights, const ConvCall&);
@@ -287,6 +292,8 @@ struct KernelTable {
   // splitting work).
   int32_t direct_tile_channels, direct_tile_blocks;
   ConvDirectFn conv_direct;
+  SmallMapScratchFn small_map_scratch;
+  ConvSmallMapFn conv_small_map;
   ConvDepthwiseFn conv_depthwise;
   ConvDepthwiseStridedFn conv_depthwise_strided;
   bool has_channel_lanes;
@@ -326,6 +333,7 @@ struct KernelTable {
   void fill_conv_depthwise_##ISA(KernelTable&);     \
   void fill_conv_channel_lanes_##ISA(KernelTable&); \
   void fill_conv_stem_##ISA(KernelTable&);          \
+  void fill_conv_small_map_##ISA(KernelTable&);     \
   void fill_conv_winograd_##ISA(KernelTable&);      \
   void fill_plane_elementwise_##ISA(KernelTable&);  \
   void fill_plane_pooling_##ISA(KernelTable&);      \

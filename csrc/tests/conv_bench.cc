@@ -55,7 +55,7 @@ struct Isa {
   const char* name;
   int32_t lanes;
   bool supported;
-  void (*fill[4])(KernelTable&);
+  void (*fill[5])(KernelTable&);
   double (*peak)();
 };
 
@@ -268,6 +268,11 @@ class Bench {
                       table_.conv_direct(direct_, direct_weights_.next(), l.call, 0, direct_.out.blocks);
                     }});
     if (table_.has_channel_lanes) add_channel_lanes(jobs, l);
+    if (fits_small_map(direct_)) {
+      use_scratch(table_.small_map_scratch(direct_));
+      jobs.push_back({"small map", small_map_cycles(table_, direct_, l.call.n_in, l.call.n_out),
+                      [this, &l] { table_.conv_small_map(direct_, direct_weights_.next(), l.call, scratch_.get()); }});
+    }
     if (table_.has_winograd && layer_.kernel == 3 && layer_.stride == 1) {
       for (int32_t m : {4, 2}) {
         for (const auto form : {WinogradWeights::kTransformed, WinogradWeights::kOnTheFly}) {
@@ -547,18 +552,20 @@ int main(int argc, char** argv) {
       {"avx512",
        16,
        avx512,
-       {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512, fill_conv_channel_lanes_avx512},
+       {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512, fill_conv_channel_lanes_avx512,
+        fill_conv_small_map_avx512},
        peak_avx512},
       {"avx2",
        8,
        avx2,
-       {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2, fill_conv_channel_lanes_avx2},
+       {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2, fill_conv_channel_lanes_avx2,
+        fill_conv_small_map_avx2},
        peak_avx2},
       {"generic",
        4,
        true,
        {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic,
-        fill_conv_channel_lanes_generic},
+        fill_conv_channel_lanes_generic, fill_conv_small_map_generic},
        peak_generic},
   };
   for (const Isa& isa : isas) {

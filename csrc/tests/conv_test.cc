@@ -1,6 +1,7 @@
 // Convolution kernels of every ISA this CPU has, against a plain double-precision loop.
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <numeric>
 #include <string>
 
@@ -21,7 +22,7 @@ struct Isa {
   const char* name;
   int32_t lanes;
   bool supported;
-  void (*fill[5])(KernelTable&);
+  void (*fill[6])(KernelTable&);
 };
 
 // A convolution as the model states it.
@@ -243,6 +244,28 @@ void check_run(const std::string& name, const Conv& conv, const PlanarInput& in,
 
 constexpr double kDirectTolerance = 1e-6;  // of the sum of magnitudes: fp32, at most ~1000 terms
 
+// Kernels that compute a DirectShape from the model's weights; blocks [first, last) where they can be cut.
+struct DirectKernel {
+  const char* name;
+  bool cuts_blocks;
+  std::function<void(const ConvCall&, int32_t first, int32_t last)> run;
+};
+
+std::vector<DirectKernel> direct_kernels(const KernelTable& table, const DirectShape& shape,
+                                         const std::vector<float>& weights) {
+  std::vector<DirectKernel> kernels{{"", true, [&](const ConvCall& call, int32_t first, int32_t last) {
+                                       table.conv_direct(shape, weights.data(), call, first, last);
+                                     }}};
+  if (fits_small_map(shape)) {
+    kernels.push_back({" as a small map", false, [&](const ConvCall& call, int32_t, int32_t) {
+                         std::vector<float> scratch(table.small_map_scratch(shape),
+                                                    std::numeric_limits<float>::quiet_NaN());
+                         table.conv_small_map(shape, weights.data(), call, scratch.data());
+                       }});
+  }
+  return kernels;
+}
+
 void test_direct(const KernelTable& table, const Conv& conv, int32_t n_in, int32_t n_out, int terms) {
   Random random(static_cast<uint64_t>(conv.height * 131 + conv.kernel_h * 17 + n_in * 5 + n_out));
   PlanarInput in(conv, random);
@@ -258,37 +281,45 @@ void test_direct(const KernelTable& table, const Conv& conv, int32_t n_in, int32
   for (int32_t c = 0; c < conv.in_channels; ++c) {
     if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.poison(c);
   }
-  Run run(conv, in, live_in, live_out);
-  table.conv_direct(shape, weights.data(), run.call(epilogue), 0, shape.out.blocks);
-  check_run(name, conv, in, weights, run, epilogue, data.residual, kDirectTolerance);
+  const std::vector<DirectKernel> kernels = direct_kernels(table, shape, weights);
+  std::vector<Run> runs;
+  for (const DirectKernel& kernel : kernels) {
+    Run run(conv, in, live_in, live_out);
+    kernel.run(run.call(epilogue), 0, shape.out.blocks);
+    check_run(name + kernel.name, conv, in, weights, run, epilogue, data.residual, kDirectTolerance);
 
-  // In pieces: blocks and outputs cut in uneven parts.
-  Run pieces(conv, in, live_in, live_out);
-  const int32_t block_cut = shape.out.blocks / 3;
-  const size_t out_cut = live_out.size() / 2;
-  for (const auto& [first, last] : {std::pair<size_t, size_t>{0, out_cut}, {out_cut, live_out.size()}}) {
-    table.conv_direct(shape, weights.data(), pieces.call(epilogue, first, last), 0, block_cut);
-    table.conv_direct(shape, weights.data(), pieces.call(epilogue, first, last), block_cut, shape.out.blocks);
+    // In pieces: blocks and outputs cut in uneven parts.
+    Run pieces(conv, in, live_in, live_out);
+    const int32_t block_cut = kernel.cuts_blocks ? shape.out.blocks / 3 : 0;
+    const size_t out_cut = live_out.size() / 2;
+    for (const auto& [first, last] : {std::pair<size_t, size_t>{0, out_cut}, {out_cut, live_out.size()}}) {
+      if (block_cut > 0) kernel.run(pieces.call(epilogue, first, last), 0, block_cut);
+      kernel.run(pieces.call(epilogue, first, last), block_cut, shape.out.blocks);
+    }
+    bool same_bits = true;
+    for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, pieces.output, k);
+    check(same_bits, name + kernel.name + ": pieces give the same bits");
+    runs.push_back(std::move(run));
   }
-  bool same_bits = true;
-  for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, pieces.output, k);
-  check(same_bits, name + ": pieces give the same bits");
 
   // Dense over zero planes.
   for (int32_t c = 0; c < conv.in_channels; ++c) {
     if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.clear(c);
   }
   const std::vector<int32_t> every_out = all_of(conv.out_channels);
-  Run dense(conv, in, all_of(conv.in_channels), every_out);
-  table.conv_direct(shape, weights.data(), dense.call(data.select(terms, every_out)), 0, shape.out.blocks);
-  same_bits = true;
-  for (int32_t k : live_out) same_bits = same_bits && equal_planes(run.output, dense.output, k);
-  check(same_bits, name + ": skipping gives the bits of the dense run");
+  for (size_t i = 0; i < kernels.size(); ++i) {
+    Run dense(conv, in, all_of(conv.in_channels), every_out);
+    kernels[i].run(dense.call(data.select(terms, every_out)), 0, shape.out.blocks);
+    bool same_bits = true;
+    for (int32_t k : live_out) same_bits = same_bits && equal_planes(runs[i].output, dense.output, k);
+    check(same_bits, name + kernels[i].name + ": skipping gives the bits of the dense run");
+  }
 }
 
 void test_direct_grid(const KernelTable& table) {
   constexpr int kUsual = kBias | kOuter;
-  const int32_t sizes[][2] = {{1, 1}, {2, 3}, {4, 4}, {7, 7}, {8, 8}, {14, 14}, {15, 13}, {28, 28}, {33, 31}, {56, 56}};
+  const int32_t sizes[][2] = {{1, 1}, {2, 2},   {2, 3},   {4, 4},   {1, 16},  {7, 7},
+                              {8, 8}, {14, 14}, {15, 13}, {28, 28}, {33, 31}, {56, 56}};
   const int32_t kernels[][2] = {{1, 1}, {3, 3}, {5, 5}, {1, 7}, {7, 7}};
   for (const auto& size : sizes) {
     for (const auto& kernel : kernels) {
@@ -783,17 +814,17 @@ int main() {
        4,
        true,
        {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic,
-        fill_conv_channel_lanes_generic, fill_conv_stem_generic}},
+        fill_conv_channel_lanes_generic, fill_conv_stem_generic, fill_conv_small_map_generic}},
       {"avx2",
        8,
        avx2,
        {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2, fill_conv_channel_lanes_avx2,
-        fill_conv_stem_avx2}},
+        fill_conv_stem_avx2, fill_conv_small_map_avx2}},
       {"avx512",
        16,
        avx512,
        {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512, fill_conv_channel_lanes_avx512,
-        fill_conv_stem_avx512}},
+        fill_conv_stem_avx512, fill_conv_small_map_avx512}},
   };
   for (const Isa& isa : isas) {
     if (!isa.supported) {

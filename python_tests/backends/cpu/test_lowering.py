@@ -124,13 +124,15 @@ def test_gated_residual_block(size, non_negative):
 @pytest.mark.parametrize("channels", [12, 40])
 @pytest.mark.parametrize("size", [8, 16, 30])
 def test_residual_blocks_keep_what_the_last_one_did_not_change(size, channels):
-    """Transformed inputs and pooled sums of untouched channels, also after blocks in which everything is dead."""
+    """Transformed inputs and pooled sums of untouched channels, whatever the blocks and images before left behind."""
+    blocks, batch = 3, 24
     b = Builder(Graph())
     x = map_input(b.graph, 3, size)
+    gates = [b.graph.add_input(f"gate{i}", TensorType("f32", (BATCH, channels))) for i in range(2 * blocks)]
     h, mean = b.op("conv2d", x, weights(b, channels, 3, 3, 3), padding=(1, 1, 1, 1), inner=(0.0, np.inf),
                    pools=("mean",), name="stem")  # fmt: skip
-    for i, (keep1, keep2) in enumerate([(0.5, 0.5), (0.02, 0.4), (0.6, 0.02), (1.0, 0.3), (0.4, 1.0)]):
-        m1, m2 = gate(b, h, channels, keep1), gate(b, h, channels, keep2)
+    for i in range(blocks):
+        m1, m2 = gates[2 * i : 2 * i + 2]
         t = b.op("conv2d", h, weights(b, channels, channels, 3, 3), vector(b, channels), m1, padding=(1, 1, 1, 1),
                  inner=(0.0, np.inf), name=f"conv{i}.1")  # fmt: skip
         t.live = support(b, m1)
@@ -139,8 +141,10 @@ def test_residual_blocks_keep_what_the_last_one_did_not_change(size, channels):
         h.producer.computed = support(b, m2)
         mean = b.op("add", mean, new)
     b.graph.outputs = [mean, h]
-    images = random_images(x, batch=6) * np.geomspace(0.01, 3, 6, dtype=np.float32)[:, None, None, None]
-    check_plan(b.graph, [images])
+    # A layer of few live channels takes the direct kernel, one of none does nothing: nothing kept must outlive that.
+    share = RNG.choice([0.0, 0.1, 0.5, 1.0], size=(2 * blocks, batch, 1))
+    live = [(RNG.random((batch, channels)) < share[i]).astype(np.float32) for i in range(2 * blocks)]
+    check_plan(b.graph, [random_images(x, batch), *live])
 
 
 def test_residual_that_is_also_the_input_is_not_overwritten():
