@@ -29,6 +29,12 @@ class QuantizedType(Enum):
     u8 = 0
     s8 = 1
 
+class QuantizedReduce(Enum):
+    sum = 0
+    sum_abs = 1
+    sum_squares = 2
+    max = 3
+
 class Plan: ...
 
 class Operand:
@@ -154,6 +160,7 @@ class PlanBuilder:
         out_map: int,
         in_channels: int,
         weights: np.ndarray,
+        model_inputs: int,
         depthwise: bool,
         groups: int,
         tap_offset: Sequence[int],
@@ -172,6 +179,20 @@ class PlanBuilder:
         out_list: int,
         pass_list: int,
         macs_per_pair: int,
+    ) -> None: ...
+    def add_image_windows(
+        self,
+        name: str,
+        *,
+        input: int,
+        channels: int,
+        size: tuple[int, int],
+        pad_left: int,
+        stride: tuple[int, int],
+        phase_stride: int,
+        out_map: int,
+        inverse_scale: float,
+        type: QuantizedType | None,
     ) -> None: ...
     def add_quantize(
         self,
@@ -192,7 +213,8 @@ class PlanBuilder:
         self,
         name: str,
         *,
-        maximum: bool,
+        kind: QuantizedReduce,
+        root: bool,
         in_map: int,
         out_flat: int,
         list: int,
@@ -210,6 +232,7 @@ class PlanBuilder:
         out_map: int,
         in_channels: int,
         weights: np.ndarray,
+        model_inputs: int,
         depthwise: bool,
         groups: int,
         adds: bool,

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <optional>
 #include <tuple>
 
 #include "core/executor.h"
@@ -220,6 +221,11 @@ void bind_enums(py::module_& m) {
   py::enum_<cpu::QuantizedType>(m, "QuantizedType")
       .value("u8", cpu::QuantizedType::kU8)
       .value("s8", cpu::QuantizedType::kS8);
+  py::enum_<cpu::QuantizedReduce>(m, "QuantizedReduce")
+      .value("sum", cpu::QuantizedReduce::kSum)
+      .value("sum_abs", cpu::QuantizedReduce::kSumAbs)
+      .value("sum_squares", cpu::QuantizedReduce::kSumSquares)
+      .value("max", cpu::QuantizedReduce::kMax);
   py::enum_<cpu::WinogradWeights>(m, "WinogradWeights")
       .value("transformed", cpu::WinogradWeights::kTransformed)
       .value("on_the_fly", cpu::WinogradWeights::kOnTheFly)
@@ -383,11 +389,11 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
   builder.def(
       "add_quantized_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
-         const ByteArray& weights, bool depthwise, int32_t groups, std::vector<int32_t> tap_offset,
-         std::vector<int32_t> tap_column, const FloatArray& scale, const FloatArray& bias, int32_t gate, int32_t shift,
-         QuantizedType in_type, QuantizedType out_type, QuantizedType residual_type, float residual_scale,
-         float inner_low, float inner_high, int32_t in_list, int32_t out_list, int32_t pass_list,
-         int64_t macs_per_pair) {
+         const ByteArray& weights, int32_t model_inputs, bool depthwise, int32_t groups,
+         std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column, const FloatArray& scale,
+         const FloatArray& bias, int32_t gate, int32_t shift, QuantizedType in_type, QuantizedType out_type,
+         QuantizedType residual_type, float residual_scale, float inner_low, float inner_high, int32_t in_list,
+         int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
         if (groups < 1 || weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels / groups) ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
           throw std::invalid_argument("plan: weights [K,C,R,S] expected");
@@ -396,6 +402,7 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         p.out_map = out_map;
         p.in_channels = in_channels;
         p.out_channels = static_cast<int32_t>(weights.shape(0));
+        p.model_inputs = model_inputs;
         p.depthwise = depthwise;
         p.groups = groups;
         p.tap_offset = std::move(tap_offset);
@@ -418,11 +425,29 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
         b.add_quantized_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
-      py::arg("depthwise"), py::arg("groups"), py::arg("tap_offset"), py::arg("tap_column"), py::arg("scale"),
-      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"),
+      py::arg("model_inputs"), py::arg("depthwise"), py::arg("groups"), py::arg("tap_offset"), py::arg("tap_column"),
+      py::arg("scale"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("in_type"), py::arg("out_type"),
       py::arg("residual_type"), py::arg("residual_scale"), py::arg("inner_low"), py::arg("inner_high"),
       py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
   builder
+      .def(
+          "add_image_windows",
+          [](PyPlanBuilder& b, const std::string& name, int32_t input, int32_t channels,
+             std::pair<int32_t, int32_t> size, int32_t pad_left, std::pair<int32_t, int32_t> stride,
+             int64_t phase_stride, int32_t out_map, float inverse_scale, std::optional<QuantizedType> type) {
+            cpu::WindowShape shape{};
+            shape.height = size.first;
+            shape.width = size.second;
+            shape.pad_left = pad_left;
+            shape.stride_h = stride.first;
+            shape.stride_w = stride.second;
+            shape.phase_stride = phase_stride;
+            b.add_image_windows(name, {input, channels, shape, out_map, !type.has_value(), inverse_scale,
+                                       type.value_or(QuantizedType::kU8)});
+          },
+          "type None: bf16", py::arg("name"), py::kw_only(), py::arg("input"), py::arg("channels"), py::arg("size"),
+          py::arg("pad_left"), py::arg("stride"), py::arg("phase_stride"), py::arg("out_map"), py::arg("inverse_scale"),
+          py::arg("type"))
       .def(
           "add_quantize",
           [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t input, int32_t out_map, int32_t list,
@@ -438,11 +463,11 @@ void bind_quantized_steps(py::class_<PyPlanBuilder>& builder) {
           py::arg("type"))
       .def(
           "add_quantized_reduce",
-          [](PyPlanBuilder& b, const std::string& name, bool maximum, int32_t in_map, int32_t out_flat, int32_t list,
-             float scale,
-             QuantizedType type) { b.add_quantized_reduce(name, {maximum, in_map, out_flat, list, scale, type}); },
-          py::arg("name"), py::kw_only(), py::arg("maximum"), py::arg("in_map"), py::arg("out_flat"), py::arg("list"),
-          py::arg("scale"), py::arg("type"))
+          [](PyPlanBuilder& b, const std::string& name, cpu::QuantizedReduce kind, bool root, int32_t in_map,
+             int32_t out_flat, int32_t list, float scale,
+             QuantizedType type) { b.add_quantized_reduce(name, {kind, root, in_map, out_flat, list, scale, type}); },
+          py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("root"), py::arg("in_map"), py::arg("out_flat"),
+          py::arg("list"), py::arg("scale"), py::arg("type"))
       .def(
           "add_quantized_max_pool",
           [](PyPlanBuilder& b, const std::string& name, QuantizedType type, int32_t in_map, int32_t out_map,
@@ -501,9 +526,10 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
   builder.def(
       "add_bf16_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
-         const HalfArray& weights, bool depthwise, int32_t groups, bool adds, std::vector<int32_t> tap_offset,
-         std::vector<int32_t> tap_column, int32_t bias, int32_t gate, int32_t shift, std::pair<float, float> inner,
-         std::pair<float, float> outer, int32_t in_list, int32_t out_list, int32_t pass_list, int64_t macs_per_pair) {
+         const HalfArray& weights, int32_t model_inputs, bool depthwise, int32_t groups, bool adds,
+         std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column, int32_t bias, int32_t gate, int32_t shift,
+         std::pair<float, float> inner, std::pair<float, float> outer, int32_t in_list, int32_t out_list,
+         int32_t pass_list, int64_t macs_per_pair) {
         if (groups < 1 || weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels / groups) ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
           throw std::invalid_argument("plan: weights [K,C,R,S] expected");
@@ -512,6 +538,7 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
         p.out_map = out_map;
         p.in_channels = in_channels;
         p.out_channels = static_cast<int32_t>(weights.shape(0));
+        p.model_inputs = model_inputs;
         p.depthwise = depthwise;
         p.groups = groups;
         p.adds = adds;
@@ -530,9 +557,9 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
         b.add_bf16_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
-      py::arg("depthwise"), py::arg("groups"), py::arg("adds"), py::arg("tap_offset"), py::arg("tap_column"),
-      py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"), py::arg("in_list"),
-      py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
+      py::arg("model_inputs"), py::arg("depthwise"), py::arg("groups"), py::arg("adds"), py::arg("tap_offset"),
+      py::arg("tap_column"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"),
+      py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
   builder
       .def(
           "add_bf16_pack",

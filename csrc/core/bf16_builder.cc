@@ -67,7 +67,7 @@ void PlanBuilder::add_bf16_reduce(const std::string& name, cpu::Reduce kind, int
   check_group_map(in_map, size, cpu::kBf16PerWord);
   check_list(list, size);
   const cpu::PlaneShape& shape = plan_->shape_of(in_map);
-  need_thread_scratch(sizeof(float) * static_cast<size_t>(shape.blocks) * cpu::kBlock);
+  need_thread_scratch(Bf16ReduceStep::scratch_bytes(shape));
   append(name, "spatial_reduce", std::make_unique<Bf16ReduceStep>(kind, in_map, out_flat, list));
 }
 
@@ -78,7 +78,7 @@ void PlanBuilder::add_bf16_linear(const std::string& name, Bf16LinearStep::Param
   if (plan_->flats[static_cast<size_t>(p.in_flat)].size() != p.in_features ||
       plan_->flats[static_cast<size_t>(p.out_flat)].size() != p.out_features)
     fail(name + ": linear sizes do not match");
-  append(name, "linear", std::make_unique<Bf16LinearStep>(p));
+  append(name, "linear", std::make_unique<Bf16LinearStep>(*plan_, p));
 }
 
 void PlanBuilder::add_bf16_max_pool(const std::string& name, cpu::PoolShape shape, int32_t in_map, int32_t out_map,

@@ -1,6 +1,7 @@
 #include "core/bf16_steps.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace dynprune {
 namespace {
@@ -17,7 +18,7 @@ float* scratch_of(const Plan& plan, const Context& context, int rank) {
 
 }  // namespace
 
-Bf16ConvStep::Bf16ConvStep(const Plan& plan, Bf16ConvParams params)
+Bf16ConvStep::Bf16ConvStep(Plan& plan, Bf16ConvParams params)
     : p_(std::move(params)), tap_masks_(plan.shape_of(p_.out_map), p_.tap_column) {
   const auto taps = static_cast<int32_t>(p_.tap_offset.size());
   const int32_t columns = p_.depthwise ? 1 : p_.in_channels / p_.groups;
@@ -26,12 +27,13 @@ Bf16ConvStep::Bf16ConvStep(const Plan& plan, Bf16ConvParams params)
       plan.shape_of(p_.out_map),         p_.adds,         p_.inner,  p_.outer};
   const int32_t row_channels = cpu::bf16_row_channels(columns);
   const int64_t row_size = static_cast<int64_t>(taps) * row_channels;
-  rows_.assign(static_cast<size_t>(p_.out_channels * row_size) + cpu::kRowOverread / sizeof(uint16_t), 0);
+  const size_t bytes = static_cast<size_t>(p_.out_channels * row_size) * sizeof(uint16_t) + cpu::kRowOverread;
+  rows_ = static_cast<uint16_t*>(plan.packed.allocate_bytes(bytes));
+  std::memset(rows_, 0, bytes);
   const uint16_t* source = p_.weights;
   for (int32_t k = 0; k < p_.out_channels; ++k)
     for (int32_t c = 0; c < columns; ++c)
-      for (int32_t t = 0; t < taps; ++t, ++source)
-        rows_[static_cast<size_t>(k * row_size + t * row_channels + c)] = *source;
+      for (int32_t t = 0; t < taps; ++t, ++source) rows_[k * row_size + t * row_channels + c] = *source;
   p_.weights = nullptr;
 }
 
@@ -44,12 +46,14 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
   const LiveList& in = context.lists[p_.in_list];
   const LiveList& out = context.lists[p_.out_list];
   if (context.record) {
-    context.record->live_in = in.count;
+    context.record->live_in = p_.model_inputs ? p_.model_inputs : in.count;
     context.record->live_out = out.count;
-    context.record->macs = p_.macs_per_pair * live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups);
+    context.record->macs =
+        p_.macs_per_pair * (p_.model_inputs ? int64_t{p_.model_inputs} * out.count
+                                            : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups));
     context.record->kernel = p_.depthwise ? "bf16 depthwise" : p_.groups > 1 ? "bf16 grouped" : "bf16 direct";
   }
-  const cpu::Bf16Weights weights{rows_.data(), plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
+  const cpu::Bf16Weights weights{rows_, plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
                                  plan.flat_or_null(context, p_.shift)};
   const cpu::Bf16ConvCall call{group_planes(plan, context, p_.in_map),  in.index,  in.count,
                                group_planes(plan, context, p_.out_map), out.index, out.count};
@@ -142,16 +146,59 @@ void Bf16ReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
   float* y = plan.flat(context, out_flat_);
   record_list(context, list);
   std::fill_n(y, plan.flats[static_cast<size_t>(out_flat_)].size(), 0.0f);
-  for_each_group_plane(list, kBf16PerWord, shape.blocks, team, [&](int32_t i, int rank) {
+  const int64_t plane_floats = static_cast<int64_t>(shape.blocks) * cpu::kBlock;
+  const int32_t planes = planes_for(list.count, kBf16PerWord), at_once = words_at_once(shape);
+  const auto part = [&](int rank, int size) {
+    const Share share = share_of((planes + at_once - 1) / at_once, rank, size);
     float* wide = scratch_of(plan, context, rank);
-    // The last block of the plane may end in positions that are no pixels.
-    std::fill_n(wide + static_cast<int64_t>(shape.blocks - 1) * cpu::kBlock, cpu::kBlock, 0.0f);
-    const float* const planes[] = {wide};
-    for (int32_t a = 0; a < kBf16PerWord && i * kBf16PerWord + a < list.count; ++a) {
-      plan.kernels->bf16->unpack(shape, shape, group_plane(plan, context, in_map_, i), a, wide);
-      plan.kernels->plane_reduce(kind_, shape, planes, 1, &y[list.index[i * kBf16PerWord + a]]);
+    const float* channels[kMaxWordsAtOnce * kBf16PerWord];
+    float results[kMaxWordsAtOnce * kBf16PerWord];
+    for (int32_t batch = share.first; batch < share.last; ++batch) {
+      const int32_t first = batch * at_once * kBf16PerWord;
+      const int32_t count = std::min(at_once * kBf16PerWord, list.count - first);
+      for (int32_t i = 0; i < count; ++i) {
+        float* y_plane = wide + i * plane_floats;
+        // The last block of the plane may end in positions that are no pixels.
+        std::fill_n(y_plane + plane_floats - cpu::kBlock, cpu::kBlock, 0.0f);
+        const int32_t entry = first + i;
+        plan.kernels->bf16->unpack(shape, shape, group_plane(plan, context, in_map_, entry / kBf16PerWord),
+                                   entry % kBf16PerWord, y_plane);
+        channels[i] = y_plane;
+      }
+      plan.kernels->plane_reduce(kind_, shape, channels, count, results);
+      for (int32_t i = 0; i < count; ++i) y[list.index[first + i]] = results[i];
     }
-  });
+  };
+  if (planes * int64_t{shape.blocks} < kSerialPlaneBlocks)
+    part(0, 1);
+  else
+    team.run([&](int rank) { part(rank, team.size()); });
+}
+
+// Reducing many planes together is faster than one by one, as long as they stay in a fast cache.
+int32_t Bf16ReduceStep::words_at_once(const cpu::PlaneShape& shape) {
+  constexpr int32_t kFloats = 16384;
+  return std::clamp(kFloats / (shape.blocks * cpu::kBlock * kBf16PerWord), 1, kMaxWordsAtOnce);
+}
+
+size_t Bf16ReduceStep::scratch_bytes(const cpu::PlaneShape& shape) {
+  return sizeof(float) * static_cast<size_t>(shape.blocks) * cpu::kBlock * kBf16PerWord *
+         static_cast<size_t>(words_at_once(shape));
+}
+
+Bf16LinearStep::Bf16LinearStep(Plan& plan, Params params) : p_(params) {
+  const int64_t group_size = cpu::bf16_linear_group_size(p_.in_features);
+  const auto bytes =
+      static_cast<size_t>(planes_for(p_.out_features, cpu::kBf16LinearRows) * group_size) * sizeof(uint16_t);
+  packed_ = static_cast<uint16_t*>(plan.packed.allocate_bytes(bytes));
+  std::memset(packed_, 0, bytes);
+  for (int32_t k = 0; k < p_.out_features; ++k) {
+    uint16_t* row = packed_ + k / cpu::kBf16LinearRows * group_size + k % cpu::kBf16LinearRows * cpu::kBlock;
+    for (int32_t c = 0; c < p_.in_features; ++c)
+      row[c / cpu::kBlock * cpu::kBf16LinearRows * cpu::kBlock + c % cpu::kBlock] =
+          p_.weights[static_cast<int64_t>(k) * p_.in_features + c];
+  }
+  p_.weights = nullptr;
 }
 
 void Bf16LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
@@ -160,11 +207,8 @@ void Bf16LinearStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
   float* y = plan.flat(context, p_.out_flat);
   const int64_t macs = static_cast<int64_t>(p_.in_features) * p_.out_features;
   const auto part = [&](int rank, int size) {
-    const Share share = share_of(p_.out_features, rank, size);
-    if (share.first < share.last)
-      plan.kernels->bf16->linear(share.last - share.first, p_.in_features,
-                                 p_.weights + static_cast<int64_t>(share.first) * p_.in_features,
-                                 bias ? bias + share.first : nullptr, x, p_.clamp, y + share.first);
+    const Share share = share_of(planes_for(p_.out_features, cpu::kBf16LinearRows), rank, size);
+    plan.kernels->bf16->linear(p_.out_features, p_.in_features, packed_, bias, x, p_.clamp, share.first, share.last, y);
   };
   if (macs < kSerialMacs)
     part(0, 1);

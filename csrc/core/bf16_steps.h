@@ -11,6 +11,7 @@ namespace dynprune {
 struct Bf16ConvParams {
   int32_t in_map = -1, out_map = -1;  // with a residual, out_map holds it before the step
   int32_t in_channels = 0, out_channels = 0;
+  int32_t model_inputs = 0;  // channels of the model's input where in_channels are elements of windows; else 0
   bool depthwise = false, adds = false;
   int32_t groups = 1;                           // of a convolution that is not depthwise
   std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
@@ -25,7 +26,7 @@ struct Bf16ConvParams {
 
 class Bf16ConvStep final : public Step {
  public:
-  Bf16ConvStep(const Plan& plan, Bf16ConvParams params);
+  Bf16ConvStep(Plan& plan, Bf16ConvParams params);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
   // Of one thread.
   size_t scratch_bytes(const Plan& plan) const;
@@ -38,7 +39,7 @@ class Bf16ConvStep final : public Step {
   Bf16ConvParams p_;
   TapMasks tap_masks_;
   cpu::Bf16ConvShape shape_{};
-  std::vector<uint16_t> rows_;
+  uint16_t* rows_;  // in the plan's packed memory
 };
 
 // A float map, or graph input `input` [C][H][W], rounded to bf16, for the listed channels.
@@ -72,7 +73,12 @@ class Bf16ReduceStep final : public Step {
       : kind_(kind), in_map_(in_map), out_flat_(out_flat), list_(list) {}
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
+  static size_t scratch_bytes(const cpu::PlaneShape& shape);  // of one thread
+
  private:
+  static constexpr int32_t kMaxWordsAtOnce = 8;
+  static int32_t words_at_once(const cpu::PlaneShape& shape);
+
   cpu::Reduce kind_;
   int32_t in_map_, out_flat_, list_;
 };
@@ -81,16 +87,17 @@ class Bf16ReduceStep final : public Step {
 class Bf16LinearStep final : public Step {
  public:
   struct Params {
-    const uint16_t* weights;  // [out][in], kept alive by the plan's owner
+    const uint16_t* weights;  // [out][in], read by the constructor only
     int32_t bias, in_flat, out_flat;
     int32_t in_features, out_features;
     cpu::Clamp clamp;
   };
-  explicit Bf16LinearStep(Params params) : p_(params) {}
+  Bf16LinearStep(Plan& plan, Params params);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
  private:
   Params p_;
+  uint16_t* packed_;
 };
 
 class Bf16MaxPoolStep final : public Step {

@@ -31,6 +31,27 @@ void PlanBuilder::add_group_phase_split(const std::string& name, int32_t per_wor
          std::make_unique<GroupPhaseSplitStep>(per_word, stride_h, stride_w, phase_stride, in_map, out_map, list));
 }
 
+void PlanBuilder::add_image_windows(const std::string& name, ImageWindowsStep::Params p) {
+  cpu::WindowShape& shape = p.shape;
+  check_map(p.out_map);
+  if (p.input < 0 || p.input >= static_cast<int32_t>(plan_->input_sizes.size()) || p.channels < 1 ||
+      plan_->input_sizes[static_cast<size_t>(p.input)] != int64_t{p.channels} * shape.height * shape.width)
+    fail(name + ": windows need an image of the graph's input");
+  if (shape.stride_h < 1 || shape.stride_w < 1 || shape.pad_left < 0 || channels(p.out_map) % p.channels)
+    fail(name + ": windows need positive strides and equally many words per channel");
+  shape.windows = channels(p.out_map) / p.channels;
+  check_group_map(p.out_map, channels(p.out_map), 1);
+  const cpu::PlaneShape& out = plan_->shape_of(p.out_map);
+  const std::vector<int64_t>& planes = plan_->maps[static_cast<size_t>(p.out_map)].plane;
+  shape.out_width = out.width;
+  shape.pitch = out.pitch;
+  shape.window_stride = planes.size() > 1 ? planes[1] - planes[0] : 0;
+  if (out.height != (shape.height + shape.stride_h - 1) / shape.stride_h) fail(name + ": wrong number of rows");
+  auto step = std::make_unique<ImageWindowsStep>(p);
+  need_thread_scratch(step->scratch_bytes(*plan_));
+  append(name, p.bf16 ? "cast" : "quantize", std::move(step));
+}
+
 void PlanBuilder::add_group_copy(const std::string& name, int32_t in_map, int32_t out_map) {
   check_map(in_map);
   check_map(out_map);

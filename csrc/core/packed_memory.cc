@@ -22,9 +22,9 @@ Pages huge_pages(size_t bytes) {
   return pages;
 }
 
-float* PackedMemory::allocate(size_t floats) {
+void* PackedMemory::allocate_bytes(size_t size) {
   constexpr size_t kLine = 64;
-  const size_t bytes = (floats * sizeof(float) + kLine - 1) / kLine * kLine;
+  const size_t bytes = (size + kLine - 1) / kLine * kLine;
   if (bytes > left_) {
     // Pages that stay untouched cost address space only.
     const size_t chunk = std::max(bytes, size_t{16} << 20);
@@ -35,7 +35,7 @@ float* PackedMemory::allocate(size_t floats) {
   char* block = next_;
   next_ += bytes;
   left_ -= bytes;
-  return reinterpret_cast<float*>(block);
+  return block;
 }
 
 }  // namespace dynprune

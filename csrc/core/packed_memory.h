@@ -21,8 +21,9 @@ Pages huge_pages(size_t bytes);
 
 class PackedMemory {
  public:
-  // `floats` aligned to a cache line, valid as long as this object.
-  float* allocate(size_t floats);
+  // Aligned to a cache line, valid as long as this object.
+  void* allocate_bytes(size_t bytes);
+  float* allocate(size_t floats) { return static_cast<float*>(allocate_bytes(floats * sizeof(float))); }
 
  private:
   std::vector<Pages> chunks_;

@@ -11,6 +11,7 @@
 #include "core/conv_step.h"
 #include "core/expand_depthwise_step.h"
 #include "core/flat_steps.h"
+#include "core/image_windows.h"
 #include "core/map_steps.h"
 #include "core/plan.h"
 #include "core/quantized_steps.h"
@@ -53,6 +54,8 @@ class PlanBuilder {
                    std::vector<int64_t> ints, std::vector<float> floats, int64_t scratch_offset);
 
   void add_quantized_conv(const std::string& name, QuantizedConvParams params);
+  // The map's shape and planes complete the step's.
+  void add_image_windows(const std::string& name, ImageWindowsStep::Params params);
   void add_quantize(const std::string& name, QuantizeStep::Params params);
   void add_dequantize(const std::string& name, DequantizeStep::Params params);
   void add_quantized_reduce(const std::string& name, QuantizedReduceStep::Params params);

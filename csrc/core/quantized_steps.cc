@@ -1,6 +1,8 @@
 #include "core/quantized_steps.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 namespace dynprune {
 namespace {
@@ -12,7 +14,7 @@ constexpr int64_t kSerialCycles = 12000;
 
 }  // namespace
 
-QuantizedConvStep::QuantizedConvStep(const Plan& plan, QuantizedConvParams params)
+QuantizedConvStep::QuantizedConvStep(Plan& plan, QuantizedConvParams params)
     : p_(std::move(params)), tap_masks_(plan.shape_of(p_.out_map), p_.tap_column) {
   const auto taps = static_cast<int32_t>(p_.tap_offset.size());
   const int32_t columns = p_.depthwise ? 1 : p_.in_channels / p_.groups;
@@ -32,13 +34,15 @@ QuantizedConvStep::QuantizedConvStep(const Plan& plan, QuantizedConvParams param
             p_.inner_high};
   const int32_t row_channels = cpu::quantized_row_channels(columns);
   const int64_t row_bytes = static_cast<int64_t>(taps) * row_channels;
-  rows_.assign(static_cast<size_t>(p_.out_channels * row_bytes + cpu::kRowOverread), 0);
+  const auto bytes = static_cast<size_t>(p_.out_channels * row_bytes + cpu::kRowOverread);
+  rows_ = static_cast<int8_t*>(plan.packed.allocate_bytes(bytes));
+  std::memset(rows_, 0, bytes);
   row_sum_.assign(static_cast<size_t>(p_.out_channels), 0);
   const int8_t* source = p_.weights;
   for (int32_t k = 0; k < p_.out_channels; ++k)
     for (int32_t c = 0; c < columns; ++c)
       for (int32_t t = 0; t < taps; ++t, ++source) {
-        rows_[static_cast<size_t>(k * row_bytes + t * row_channels + c)] = *source;
+        rows_[k * row_bytes + t * row_channels + c] = *source;
         row_sum_[static_cast<size_t>(k)] += *source;
       }
   p_.weights = nullptr;
@@ -52,13 +56,15 @@ void QuantizedConvStep::run(const Plan& plan, Context& context, ThreadTeam& team
   const LiveList& in = context.lists[p_.in_list];
   const LiveList& out = context.lists[p_.out_list];
   if (context.record) {
-    context.record->live_in = in.count;
+    context.record->live_in = p_.model_inputs ? p_.model_inputs : in.count;
     context.record->live_out = out.count;
-    context.record->macs =
-        p_.macs_per_pair * (p_.depthwise ? out.count : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups));
+    const int64_t pairs = p_.depthwise      ? out.count
+                          : p_.model_inputs ? int64_t{p_.model_inputs} * out.count
+                                            : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups);
+    context.record->macs = p_.macs_per_pair * pairs;
     context.record->kernel = p_.depthwise ? "int8 depthwise" : p_.groups > 1 ? "int8 grouped" : "int8 direct";
   }
-  const cpu::QuantizedWeights weights{rows_.data(), row_sum_.data(), p_.scale.data(), p_.bias.data()};
+  const cpu::QuantizedWeights weights{rows_, row_sum_.data(), p_.scale.data(), p_.bias.data()};
   const cpu::QuantizedConvCall call{group_planes(plan, context, p_.in_map),
                                     in.index,
                                     in.count,
@@ -142,12 +148,14 @@ void QuantizedReduceStep::run(const Plan& plan, Context& context, ThreadTeam& te
   float* y = plan.flat(context, p_.out_flat);
   record_list(context, list);
   std::fill_n(y, plan.flats[static_cast<size_t>(p_.out_flat)].size(), 0.0f);
-  const auto kernel = p_.maximum ? plan.kernels->quantized->max : plan.kernels->quantized->sum;
+  const auto kernel = plan.kernels->quantized->reduce[static_cast<int>(p_.kind)];
   for_each_group_plane(list, kChannelsPerWord, shape.blocks, team, [&](int32_t i, int) {
     int32_t reduced[kChannelsPerWord];
     kernel(shape, group_plane(plan, context, p_.in_map, i), p_.type, reduced);
-    for (int32_t a = 0; a < kChannelsPerWord && i * kChannelsPerWord + a < list.count; ++a)
-      y[list.index[i * kChannelsPerWord + a]] = static_cast<float>(reduced[a]) * p_.scale;
+    for (int32_t a = 0; a < kChannelsPerWord && i * kChannelsPerWord + a < list.count; ++a) {
+      const auto value = static_cast<float>(reduced[a]);
+      y[list.index[i * kChannelsPerWord + a]] = (p_.root ? std::sqrt(value) : value) * p_.scale;
+    }
   });
 }
 

@@ -13,6 +13,7 @@ namespace dynprune {
 struct QuantizedConvParams {
   int32_t in_map = -1, out_map = -1;  // with a residual, out_map holds it before the step
   int32_t in_channels = 0, out_channels = 0;
+  int32_t model_inputs = 0;  // channels of the model's input where in_channels are elements of windows; else 0
   bool depthwise = false;
   int32_t groups = 1;                           // of a convolution that is not depthwise
   std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
@@ -30,7 +31,7 @@ struct QuantizedConvParams {
 
 class QuantizedConvStep final : public Step {
  public:
-  QuantizedConvStep(const Plan& plan, QuantizedConvParams params);
+  QuantizedConvStep(Plan& plan, QuantizedConvParams params);
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
   size_t scratch_bytes(const Plan& plan) const;
 
@@ -40,7 +41,7 @@ class QuantizedConvStep final : public Step {
   QuantizedConvParams p_;
   TapMasks tap_masks_;
   cpu::QuantizedConvShape shape_{};
-  std::vector<int8_t> rows_;
+  int8_t* rows_;  // in the plan's packed memory
   std::vector<int32_t> row_sum_;
 };
 
@@ -75,11 +76,12 @@ class DequantizeStep final : public Step {
   Params p_;
 };
 
-// y[c] = scale * the exact sum or maximum of channel c for the listed channels, 0 for the others.
+// y[c] = scale * the exact reduction of channel c, or its square root, for the listed channels, 0 for the others.
 class QuantizedReduceStep final : public Step {
  public:
   struct Params {
-    bool maximum;
+    cpu::QuantizedReduce kind;
+    bool root;
     int32_t in_map, out_flat, list;
     float scale;
     cpu::QuantizedType type;

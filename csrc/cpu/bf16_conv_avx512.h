@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kTileRows = 8;
 constexpr int kMaxVectors = 5;
+constexpr int64_t kAheadBytes = 128 << 10;  // weights of a layer that do not stay in the fast caches
 
 // Vectors of positions that fit beside `rows` outputs in 32 registers.
 constexpr int max_vectors(int rows) { return rows <= 4 ? 5 : rows <= 6 ? 4 : 3; }
@@ -24,23 +25,27 @@ constexpr int max_vectors(int rows) { return rows <= 4 ? 5 : rows <= 6 ? 4 : 3; 
 struct RowBlock {
   int32_t rows;  // outputs; a tile may compute one row more than a packed map has
   const uint16_t* weight[kTileRows];
-  int32_t channel[kTileRows];  // position in the output map
+  const uint16_t* next[kTileRows];  // rows of the next block, to be fetched meanwhile; null at the first: none
+  int32_t channel[kTileRows];       // position in the output map
+  bool whole_words;                 // rows 2i and 2i + 1 are the halves of one word
   Bf16Channel terms[kTileRows];
 };
 
 struct ConvJob {
   const Bf16ConvShape& shape;
   GroupPlanes input, output;
-  int32_t words;  // live words per tap
-  bool plain;     // bias and one clamp are all there is
-  Clamp clamp;    // the merged clamp of a plain epilogue
-  __m512* sums;   // [kTileRows][kMaxVectors]
+  int32_t words;     // live words per tap
+  int64_t row_size;  // of a row that is not compacted, in elements
+  bool plain;        // bias and one clamp are all there is
+  Clamp clamp;       // the merged clamp of a plain epilogue
+  __m512* sums;      // [kTileRows][kMaxVectors]
 };
 
-// Sums of a tile, into job.sums.
-template <int Rows, int Vectors>
-void sum_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
-  __m512 acc[Rows][Vectors];
+// Ahead: the rows of the next block are fetched into the first-level cache, a line per step or so. Weights that stream
+// from memory are there when their turn comes.
+template <int Rows, int Vectors, bool Ahead>
+DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t position,
+                              __m512 (&acc)[Rows][Vectors]) {
   const uint16_t* weight[Rows];
   DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
     weight[k] = block.weight[k];
@@ -48,53 +53,81 @@ void sum_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
   }
   const int64_t stride = job.input.stride;
   const int32_t words = job.words;
+  const int32_t fetches = Ahead ? (kTileRows + job.shape.taps - 1) / job.shape.taps : 1;  // rows per tap
+  const int64_t fetch_step = Ahead ? job.row_size * fetches / words : 0;
   int64_t at = 0;
   for (int32_t t = 0; t < job.shape.taps; ++t) {
     const uint32_t* x = job.input.data + position + job.shape.tap_offset[t];
     const uint16_t* tap_mask = job.shape.tap_mask[t] + position / kBlock;
     __mmask16 inside[Vectors];
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) inside[j] = tap_mask[j];
-    for (int32_t g = 0; g < words; ++g, x += stride, at += kBf16PerWord) {
-      __m512i in[Vectors];
-      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-        in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
-        asm volatile("" : "+v"(in[j]));  // one load, not one per use
-      }
-      DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
-        int32_t word;
-        __builtin_memcpy(&word, weight[k] + at, sizeof word);
-        const __m512i w = _mm512_set1_epi32(word);
-        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_pair_products(acc[k][j], in[j], w);
+    int32_t g = 0;
+    for (int32_t part = 0; part < fetches; ++part) {
+      const int32_t end = Ahead ? words * (part + 1) / fetches : words;
+      const uint16_t* fetch = Ahead ? block.next[(t * fetches + part) % kTileRows] : nullptr;
+      for (; g < end; ++g, x += stride, at += kBf16PerWord) {
+        __m512i in[Vectors];
+        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+          in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
+          asm volatile("" : "+v"(in[j]));  // one load, not one per use
+        }
+        if (Ahead) {
+          _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T0);
+          fetch += fetch_step;
+        }
+        DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+          int32_t word;
+          __builtin_memcpy(&word, weight[k] + at, sizeof word);
+          const __m512i w = _mm512_set1_epi32(word);
+          DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_pair_products(acc[k][j], in[j], w);
+        }
       }
     }
   }
-  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
-    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) job.sums[k * kMaxVectors + j] = acc[k][j];
-  }
 }
 
-DYNPRUNE_INLINE __m512 finish_row(const ConvJob& job, const RowBlock& block, int32_t k, int j, __m512 residual) {
-  const __m512 sum = job.sums[k * kMaxVectors + j];
-  if (job.plain) return clamp_floats(_mm512_add_ps(sum, _mm512_set1_ps(block.terms[k].bias)), job.clamp);
-  return finish_floats(sum, block.terms[k], job.shape.inner, job.shape.outer, residual);
+DYNPRUNE_INLINE __m512 finish_row(const ConvJob& job, const Bf16Channel& terms, bool plain, __m512 sum,
+                                  __m512 residual) {
+  if (plain) return clamp_floats(_mm512_add_ps(sum, _mm512_set1_ps(terms.bias)), job.clamp);
+  return finish_floats(sum, terms, job.shape.inner, job.shape.outer, residual);
 }
 
-// Finished sums as whole words of a map in list order; the last row may lack a partner.
-__attribute__((noinline)) void write_tile(const ConvJob& job, const RowBlock& block, int64_t position, int vectors) {
+// Finishes whole words without leaving the registers.
+template <int Rows, int Vectors>
+DYNPRUNE_INLINE void store_words(const ConvJob& job, const RowBlock& block, int64_t position, bool plain, bool adds,
+                                 const __m512 (&acc)[Rows][Vectors]) {
   const uint16_t* store_mask = job.shape.out.store_mask + position / kBlock;
-  const __m512 zero = _mm512_setzero_ps();
-  for (int32_t k = 0; k < block.rows; k += kBf16PerWord) {
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; k += kBf16PerWord) {
     uint32_t* y = job.output.data + block.channel[k] / kBf16PerWord * job.output.stride + position;
-    for (int j = 0; j < vectors; ++j) {
-      const __m512 low = finish_row(job, block, k, j, zero);
-      const __m512 high = k + 1 < block.rows ? finish_row(job, block, k + 1, j, zero) : zero;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      const __m512i before = adds ? _mm512_loadu_si512(y + 16 * j) : _mm512_setzero_si512();
+      const __m512 low = finish_row(job, block.terms[k], plain, acc[k][j], low_floats(before));
+      const __m512 high = finish_row(job, block.terms[k + 1], plain, acc[k + 1][j], high_floats(before));
       _mm512_mask_storeu_epi32(y + 16 * j, store_mask[j], round_pairs(low, high));
     }
   }
 }
 
-// Sums into the residual stream: both halves of a word at once where both are computed.
-__attribute__((noinline)) void add_tile(const ConvJob& job, const RowBlock& block, int64_t position, int vectors) {
+// job.sums as words of a map in list order; the last row may lack a partner.
+template <int Vectors>
+void write_sums(const ConvJob& job, const RowBlock& block, int64_t position) {
+  const uint16_t* store_mask = job.shape.out.store_mask + position / kBlock;
+  const __m512 zero = _mm512_setzero_ps();
+  for (int32_t k = 0; k < block.rows; k += kBf16PerWord) {
+    uint32_t* y = job.output.data + block.channel[k] / kBf16PerWord * job.output.stride + position;
+    const __m512* sums = job.sums + k * kMaxVectors;
+    const bool both = k + 1 < block.rows;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      const __m512 low = finish_row(job, block.terms[k], job.plain, sums[j], zero);
+      const __m512 high = both ? finish_row(job, block.terms[k + 1], job.plain, sums[kMaxVectors + j], zero) : zero;
+      _mm512_mask_storeu_epi32(y + 16 * j, store_mask[j], round_pairs(low, high));
+    }
+  }
+}
+
+// job.sums into the residual stream: both halves of a word at once where both are computed.
+template <int Vectors>
+void add_sums(const ConvJob& job, const RowBlock& block, int64_t position) {
   const uint16_t* store_mask = job.shape.out.store_mask + position / kBlock;
   const __m512 zero = _mm512_setzero_ps();
   for (int32_t k = 0; k < block.rows;) {
@@ -102,18 +135,48 @@ __attribute__((noinline)) void add_tile(const ConvJob& job, const RowBlock& bloc
     const bool low = channel % kBf16PerWord == 0;
     const bool both = low && k + 1 < block.rows && block.channel[k + 1] == channel + 1;
     uint32_t* y = job.output.data + channel / kBf16PerWord * job.output.stride + position;
-    for (int j = 0; j < vectors; ++j) {
+    const __m512* sums = job.sums + k * kMaxVectors;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
       const __m512i before = _mm512_loadu_si512(y + 16 * j);
-      const __m512 first = low ? finish_row(job, block, k, j, low_floats(before)) : zero;
-      const __m512 second = both   ? finish_row(job, block, k + 1, j, high_floats(before))
-                            : !low ? finish_row(job, block, k, j, high_floats(before))
-                                   : zero;
-      __m512i after = round_pairs(first, second);
-      if (!both) after = _mm512_mask_mov_epi16(before, low ? 0x55555555u : 0xaaaaaaaau, after);
+      __m512i after;
+      if (both) {
+        after = round_pairs(finish_row(job, block.terms[k], false, sums[j], low_floats(before)),
+                            finish_row(job, block.terms[k + 1], false, sums[kMaxVectors + j], high_floats(before)));
+      } else {
+        const __m512 v =
+            finish_row(job, block.terms[k], false, sums[j], low ? low_floats(before) : high_floats(before));
+        after =
+            _mm512_mask_mov_epi16(before, low ? 0x55555555u : 0xaaaaaaaau, round_pairs(low ? v : zero, low ? zero : v));
+      }
       _mm512_mask_storeu_epi32(y + 16 * j, store_mask[j], after);
     }
     k += both ? 2 : 1;
   }
+}
+
+template <int Vectors>
+__attribute__((noinline)) void store_sums(const ConvJob& job, const RowBlock& block, int64_t position) {
+  if (job.shape.adds)
+    add_sums<Vectors>(job, block, position);
+  else
+    write_sums<Vectors>(job, block, position);
+}
+
+template <int Rows, int Vectors, bool Ahead>
+void compute_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
+  __m512 acc[Rows][Vectors];
+  multiply<Rows, Vectors, Ahead>(job, block, position, acc);
+  if constexpr (Rows % kBf16PerWord == 0) {
+    if (block.whole_words) {
+      if (job.shape.adds) return store_words<Rows, Vectors>(job, block, position, false, true, acc);
+      if (job.plain) return store_words<Rows, Vectors>(job, block, position, true, false, acc);
+      return store_words<Rows, Vectors>(job, block, position, false, false, acc);
+    }
+  }
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) job.sums[k * kMaxVectors + j] = acc[k][j];
+  }
+  store_sums<Vectors>(job, block, position);
 }
 
 // Leftover positions: their inputs are gathered into columns in the order of the weights, and every sum is a dot
@@ -170,12 +233,14 @@ constexpr LeftoverFn kSumLeftover[kTileRows] = {&sum_leftover<1>, &sum_leftover<
                                                 &sum_leftover<5>, &sum_leftover<6>, &sum_leftover<7>, &sum_leftover<8>};
 
 using TileFn = void (*)(const ConvJob&, const RowBlock&, int64_t);
-#define TILES_3(R) &sum_tile<R, 1>, &sum_tile<R, 2>, &sum_tile<R, 3>
-#define TILES_4(R) TILES_3(R), &sum_tile<R, 4>
-#define TILES_5(R) TILES_4(R), &sum_tile<R, 5>
+#define TILES_3(R, A) &compute_tile<R, 1, A>, &compute_tile<R, 2, A>, &compute_tile<R, 3, A>
+#define TILES_4(R) TILES_3(R, false), &compute_tile<R, 4, false>
+#define TILES_5(R) TILES_4(R), &compute_tile<R, 5, false>
 // [outputs - 1][vectors - 1]
-constexpr TileFn kSumTile[kTileRows][kMaxVectors] = {{TILES_5(1)}, {TILES_5(2)}, {TILES_5(3)}, {TILES_5(4)},
-                                                     {TILES_4(5)}, {TILES_4(6)}, {TILES_3(7)}, {TILES_3(8)}};
+constexpr TileFn kTile[kTileRows][kMaxVectors] = {{TILES_5(1)}, {TILES_5(2)}, {TILES_5(3)},        {TILES_5(4)},
+                                                  {TILES_4(5)}, {TILES_4(6)}, {TILES_3(7, false)}, {TILES_3(8, false)}};
+// Eight outputs that fetch the next rows. [vectors - 1]
+constexpr TileFn kAheadTile[kMaxVectors] = {TILES_3(8, true)};
 #undef TILES_3
 #undef TILES_4
 #undef TILES_5
@@ -224,6 +289,14 @@ bool is_every_channel(const Bf16ConvCall& call, int32_t channels) {
   return true;
 }
 
+// True where rows 2i and 2i + 1 of a block are the halves of one word.
+bool has_whole_words(const RowBlock& block) {
+  for (int32_t k = 0; k < block.rows; k += kBf16PerWord)
+    if (k + 1 == block.rows || block.channel[k] % kBf16PerWord || block.channel[k + 1] != block.channel[k] + 1)
+      return false;
+  return true;
+}
+
 // Computes the sums of a block and stores them; `blocks` of positions, the leftover excluded.
 void run_tiles(const ConvJob& job, const RowBlock& block, int32_t blocks) {
   const int32_t most = max_vectors(block.rows);
@@ -231,9 +304,8 @@ void run_tiles(const ConvJob& job, const RowBlock& block, int32_t blocks) {
   for (int32_t part = 0; part < parts; ++part) {
     const auto begin = static_cast<int64_t>(blocks) * part / parts;
     const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
-    const auto vectors = static_cast<int>(end - begin);
-    kSumTile[block.rows - 1][vectors - 1](job, block, begin * kBlock);
-    (job.shape.adds ? add_tile : write_tile)(job, block, begin * kBlock, vectors);
+    const bool ahead = part == parts - 1 && block.next[0];
+    (ahead ? kAheadTile : kTile[block.rows - 1])[end - begin - 1](job, block, begin * kBlock);
   }
 }
 
@@ -270,6 +342,8 @@ void grouped_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const 
     }
     job.input.data = call.input.data + window.first * call.input.stride;
     job.words = window.words;
+    block.next[0] = nullptr;
+    block.whole_words = has_whole_words(block);
     run_tiles(job, block, shape.out.blocks);
   }
 }
@@ -285,6 +359,7 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
               call.input,
               call.output,
               bf16_row_channels(call.n_in) / kBf16PerWord,
+              row_size,
               !weights.gate && !weights.shift && !shape.adds,
               {clamp_float(shape.inner.lo, shape.outer), clamp_float(shape.inner.hi, shape.outer)},
               scratch.sums};
@@ -297,6 +372,7 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
   const Leftover leftover{bf16_leftover(shape), int64_t{blocks} * kBlock, (job.words + kBlock - 1) / kBlock,
                           scratch.columns};
   if (leftover.positions) gather_columns(job, leftover);
+  const bool ahead = row_size * 2 * shape.out_channels >= kAheadBytes && job.words >= kTileRows;
   for (int32_t entry = first; entry < last; entry += kTileRows) {
     RowBlock block;
     block.rows = last - entry < kTileRows ? last - entry : kTileRows;
@@ -311,10 +387,17 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
       compaction.run(reinterpret_cast<const int16_t*>(row), reinterpret_cast<int16_t*>(out));
       block.weight[k] = out;
     }
+    block.whole_words = has_whole_words(block);
+    block.next[0] = nullptr;
+    if (ahead && entry + kTileRows < last)
+      for (int32_t k = 0; k < kTileRows; ++k) {
+        const int32_t next = entry + kTileRows + k < last ? entry + kTileRows + k : last - 1;
+        block.next[k] = weights.rows + call.out_channel[next] * row_size;
+      }
     run_tiles(job, block, blocks);
     if (leftover.positions) {
       kSumLeftover[block.rows - 1](job, block, leftover);
-      (shape.adds ? add_tile : write_tile)(job, block, leftover.first, 1);
+      store_sums<1>(job, block, leftover.first);
     }
   }
 }

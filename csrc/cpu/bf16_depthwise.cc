@@ -38,9 +38,31 @@ DYNPRUNE_INLINE float weight_of(const Bf16Pair& pair, int a, int32_t tap) {
 
 constexpr int kVectors = 4;
 
+// Whether the inputs of both channels are the halves of one word, in order.
+bool share_words(const Bf16Pair& pair) {
+  return pair.row[0] && pair.row[1] && pair.plane[0] == pair.plane[1] && pair.half[0] == 0 && pair.half[1] == 1;
+}
+
+// Sums of two channels whose inputs share their words: one load for both.
 template <int Vectors>
-void depthwise_tile(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t* y, int64_t position) {
-  __m512 acc[kBf16PerWord][Vectors];
+DYNPRUNE_INLINE void sum_shared_words(const Bf16ConvShape& shape, const Bf16Pair& pair, int64_t position,
+                                      __m512 (&acc)[kBf16PerWord][Vectors]) {
+  DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[0][j] = acc[1][j] = _mm512_setzero_ps();
+  for (int32_t t = 0; t < shape.taps; ++t) {
+    const uint32_t* x = pair.plane[0] + position + shape.tap_offset[t];
+    const uint16_t* mask = shape.tap_mask[t] + position / kBlock;
+    const __m512 low = _mm512_set1_ps(weight_of(pair, 0, t)), high = _mm512_set1_ps(weight_of(pair, 1, t));
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      const __m512i words = _mm512_maskz_loadu_epi32(mask[j], x + 16 * j);
+      acc[0][j] = _mm512_fmadd_ps(low_floats(words), low, acc[0][j]);
+      acc[1][j] = _mm512_fmadd_ps(high_floats(words), high, acc[1][j]);
+    }
+  }
+}
+
+template <int Vectors>
+DYNPRUNE_INLINE void sum_channels(const Bf16ConvShape& shape, const Bf16Pair& pair, int64_t position,
+                                  __m512 (&acc)[kBf16PerWord][Vectors]) {
   DYNPRUNE_UNROLL for (int a = 0; a < kBf16PerWord; ++a) {
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[a][j] = _mm512_setzero_ps();
     if (!pair.row[a]) continue;
@@ -56,6 +78,15 @@ void depthwise_tile(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t* 
       }
     }
   }
+}
+
+template <int Vectors, bool Shared>
+void depthwise_tile(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t* y, int64_t position) {
+  __m512 acc[kBf16PerWord][Vectors];
+  if (Shared)
+    sum_shared_words<Vectors>(shape, pair, position, acc);
+  else
+    sum_channels<Vectors>(shape, pair, position, acc);
   DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
     __m512 v[kBf16PerWord];
     DYNPRUNE_UNROLL for (int a = 0; a < kBf16PerWord; ++a) v[a] =
@@ -66,11 +97,19 @@ void depthwise_tile(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t* 
   }
 }
 
+using TileFn = void (*)(const Bf16ConvShape&, const Bf16Pair&, uint32_t*, int64_t);
+#define TILES(SHARED) \
+  {&depthwise_tile<1, SHARED>, &depthwise_tile<2, SHARED>, &depthwise_tile<3, SHARED>, &depthwise_tile<4, SHARED>}
+// [shared words][vectors - 1]
+constexpr TileFn kTile[2][kVectors] = {TILES(false), TILES(true)};
+#undef TILES
+
 void depthwise_plane(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t* y) {
-  int32_t block = 0;
-  for (; block + kVectors <= shape.out.blocks; block += kVectors)
-    depthwise_tile<kVectors>(shape, pair, y, static_cast<int64_t>(block) * kBlock);
-  for (; block < shape.out.blocks; ++block) depthwise_tile<1>(shape, pair, y, static_cast<int64_t>(block) * kBlock);
+  const TileFn* tiles = kTile[share_words(pair)];
+  for (int32_t block = 0; block < shape.out.blocks; block += kVectors) {
+    const int32_t left = shape.out.blocks - block;
+    tiles[(left < kVectors ? left : kVectors) - 1](shape, pair, y, static_cast<int64_t>(block) * kBlock);
+  }
 }
 
 #else

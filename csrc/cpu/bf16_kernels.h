@@ -89,15 +89,24 @@ using Bf16DepthwiseFn = void (*)(const Bf16ConvShape&, const Bf16Weights&, const
 using Bf16PassFn = void (*)(const PlaneShape&, uint32_t lanes, const float* shift, Clamp outer, uint32_t* y);
 // Two float maps (null = zeros) with rows `x_pitch` floats apart, rounded into one plane.
 using Bf16PackFn = void (*)(const PlaneShape&, const float* const* x, int32_t x_pitch, uint32_t* y);
+// One channel of an image, rounded, as windows of its rows. scratch: bytes as window_scratch says.
+using Bf16WindowsFn = void (*)(const WindowShape&, const float* x, uint32_t* y, void* scratch);
+using Bf16WindowScratchFn = size_t (*)(const WindowShape&);
 // One half of each word into a float plane of equal size.
 using Bf16UnpackFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t half, float* y);
 // Maximum over windows, NaN if there is one; what lies outside the map is not looked at.
 using Bf16MaxPoolScratchFn = size_t (*)(const PoolShape&);  // in words
 using Bf16MaxPoolFn = void (*)(const PoolShape&, const uint32_t* x, uint32_t* y, uint32_t* scratch);
 
-// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]) with bf16 weights [K][C] and float arithmetic, as LinearFn.
+// Weights of a linear layer as the kernel reads them, from end to end: groups of outputs, [inputs / 16][outputs of the
+// group][16], zeros beyond the layer's outputs and inputs.
+constexpr int kBf16LinearRows = 8;
+static constexpr int64_t bf16_linear_group_size(int32_t in_features) {
+  return int64_t{kBf16LinearRows} * ((in_features + kBlock - 1) / kBlock) * kBlock;
+}
+// y[k] = clamp(sum_c w[k][c] * x[c] + bias[k]) with bf16 weights and float arithmetic for groups [first, last).
 using Bf16LinearFn = void (*)(int32_t out_features, int32_t in_features, const uint16_t* weights, const float* bias,
-                              const float* x, Clamp, float* y);
+                              const float* x, Clamp, int32_t first, int32_t last, float* y);
 
 struct Bf16Kernels {
   const char* isa;  // what these kernels were written for: "bf16" or "portable"
@@ -106,6 +115,8 @@ struct Bf16Kernels {
   Bf16DepthwiseFn depthwise;
   Bf16PassFn pass;
   Bf16PackFn pack;
+  Bf16WindowScratchFn window_scratch;
+  Bf16WindowsFn pack_windows;
   Bf16UnpackFn unpack;
   Bf16MaxPoolScratchFn max_pool_scratch;
   Bf16MaxPoolFn max_pool;

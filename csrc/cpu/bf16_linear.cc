@@ -26,49 +26,52 @@ DYNPRUNE_INLINE Vec load_bf16(const uint16_t* p) {
 #endif
 }
 
-// As dot_rows (dot_rows.h): lane l sums the c with c mod 16 == l, ascending.
+constexpr int kFetchAhead = 4096 / sizeof(uint16_t);  // elements: what memory needs at the pace of the products
+
+// Outputs of kN rows of a group, whose weights start at w. Lane l sums the c with c mod 16 == l, ascending, as
+// dot_rows (dot_rows.h) does.
 template <int kN>
-DYNPRUNE_INLINE void dot_bf16_rows(int32_t n, const uint16_t* w, const float* bias, const float* x, Clamp limits,
-                                   float* y) {
-  Vec acc[kN][kVecsPerBlock];
+DYNPRUNE_INLINE void dot_bf16_rows(int32_t n, const uint16_t* w, const float* x, Vec (&acc)[kN][kVecsPerBlock]) {
   DYNPRUNE_UNROLL for (int r = 0; r < kN; ++r) {
     DYNPRUNE_UNROLL for (int v = 0; v < kVecsPerBlock; ++v) acc[r][v] = zero();
   }
-  int32_t c = 0;
-  for (; c + kBlock <= n; c += kBlock) {
+  const auto add_block = [&](const float* block) __attribute__((always_inline)) {
+    DYNPRUNE_UNROLL for (int r = 0; r < kN; r += 64 / (kBlock * static_cast<int>(sizeof(uint16_t))))
+        __builtin_prefetch(w + kFetchAhead + r * kBlock);
     DYNPRUNE_UNROLL for (int v = 0; v < kVecsPerBlock; ++v) {
-      const Vec xv = load(x + c + v * kLanes);
+      const Vec xv = load(block + v * kLanes);
       DYNPRUNE_UNROLL for (int r = 0; r < kN; ++r) {
-        acc[r][v] = fma(load_bf16(w + int64_t{r} * n + c + v * kLanes), xv, acc[r][v]);
+        acc[r][v] = fma(load_bf16(w + r * kBlock + v * kLanes), xv, acc[r][v]);
       }
     }
-  }
+    w += kBf16LinearRows * kBlock;
+  };
+  int32_t c = 0;
+  for (; c + kBlock <= n; c += kBlock) add_block(x + c);
   if (c < n) {
     float x_end[kBlock] = {};
     for (int32_t i = 0; c + i < n; ++i) x_end[i] = x[c + i];
-    for (int r = 0; r < kN; ++r) {
-      uint16_t w_end[kBlock] = {};
-      for (int32_t i = 0; c + i < n; ++i) w_end[i] = w[int64_t{r} * n + c + i];
-      DYNPRUNE_UNROLL for (int v = 0; v < kVecsPerBlock; ++v) {
-        acc[r][v] = fma(load_bf16(w_end + v * kLanes), load(x_end + v * kLanes), acc[r][v]);
-      }
-    }
-  }
-  DYNPRUNE_UNROLL for (int r = 0; r < kN; ++r) {
-    float sum = fold_block(acc[r], [](Vec a, Vec b) { return add(a, b); });
-    if (bias) sum += bias[r];
-    sum = sum < limits.lo ? limits.lo : sum;
-    y[r] = sum > limits.hi ? limits.hi : sum;
+    add_block(x_end);
   }
 }
 
 void bf16_linear(int32_t out_features, int32_t in_features, const uint16_t* weights, const float* bias, const float* x,
-                 Clamp limits, float* y) {
-  int32_t k = 0;
-  for (; k + kRows <= out_features; k += kRows)
-    dot_bf16_rows<kRows>(in_features, weights + int64_t{k} * in_features, bias ? bias + k : nullptr, x, limits, y + k);
-  for (; k < out_features; ++k)
-    dot_bf16_rows<1>(in_features, weights + int64_t{k} * in_features, bias ? bias + k : nullptr, x, limits, y + k);
+                 Clamp limits, int32_t first_group, int32_t last_group, float* y) {
+  const int64_t group_size = bf16_linear_group_size(in_features);
+  for (int32_t group = first_group; group < last_group; ++group) {
+    for (int r = 0; r < kBf16LinearRows; r += kRows) {
+      Vec acc[kRows][kVecsPerBlock];
+      dot_bf16_rows<kRows>(in_features, weights + group * group_size + r * kBlock, x, acc);
+      const int32_t first = group * kBf16LinearRows + r;
+      DYNPRUNE_UNROLL for (int i = 0; i < kRows; ++i) {
+        float sum = fold_block(acc[i], [](Vec a, Vec b) { return add(a, b); });
+        if (first + i >= out_features) break;
+        if (bias) sum += bias[first + i];
+        sum = sum < limits.lo ? limits.lo : sum;
+        y[first + i] = sum > limits.hi ? limits.hi : sum;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // Passes over bf16 planes other than convolution: pack, unpack, pass residuals through, max pooling.
+#include "cpu/row_windows.h"
 #include "cpu/vec.h"
 
 #if defined(__AVX512BF16__)
@@ -37,11 +38,40 @@ void pack(const PlaneShape& shape, const float* const* x, int32_t x_pitch, uint3
   }
 }
 
+// May write whole blocks, zeros after the last pixel.
+void round_row(int32_t width, const float* x, int16_t* y) {
+  int32_t i = 0;
+#if defined(__AVX512BF16__)
+  const __m256i large = _mm256_set1_epi16(static_cast<int16_t>(kLargeExponent));
+  for (; i < width; i += 16) {
+    const __mmask16 inside = first_lanes(width - i);
+    const auto halves = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(inside, x + i));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i),
+                        _mm256_maskz_mov_epi16(_mm256_test_epi16_mask(halves, large), halves));
+  }
+#endif
+  for (; i < width; ++i) y[i] = static_cast<int16_t>(round_to_bf16(x[i]));
+}
+
+size_t window_scratch(const WindowShape& shape) {
+  return static_cast<size_t>(window_line_size(shape, kBf16PerWord)) * sizeof(int16_t);
+}
+
+void pack_windows(const WindowShape& shape, const float* x, uint32_t* y, void* scratch) {
+  image_windows(shape, x, y, static_cast<int16_t*>(scratch),
+                [&](const float* row, int16_t* out) { round_row(shape.width, row, out); });
+}
+
 void unpack(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t half, float* y) {
-  for (int64_t row = 0; row < in.height; ++row) {
+  const bool tight = in.pitch == in.width && out.pitch == out.width;  // one long row
+  const int64_t rows = tight ? 1 : in.height, width = tight ? int64_t{in.height} * in.width : in.width;
+  for (int64_t row = 0; row < rows; ++row) {
     const uint32_t* source = x + row * in.pitch;
     float* target = y + row * out.pitch;
-    for (int32_t i = 0; i < in.width; ++i) target[i] = half_of(source[i], half);
+    if (half)
+      for (int64_t i = 0; i < width; ++i) target[i] = high_half(source[i]);
+    else
+      for (int64_t i = 0; i < width; ++i) target[i] = low_half(source[i]);
   }
 }
 
@@ -108,10 +138,11 @@ void max_of_rows(const uint32_t* x, int64_t rows, int64_t row_stride, int32_t wi
 #if defined(__AVX512BF16__)
   for (; i < width; i += 16) {
     const __mmask16 inside = first_lanes(width - i);
-    __m512i best = _mm512_set1_epi32(static_cast<int32_t>(kLowestOrders));
+    const __m512i lowest = _mm512_set1_epi32(static_cast<int32_t>(kLowestOrders));
+    __m512i best = lowest;
     for (int64_t r = 0; r < rows; ++r)
       best = _mm512_max_epi16(best, orders_of(_mm512_maskz_loadu_epi32(inside, x + r * row_stride + i)));
-    _mm512_mask_storeu_epi32(line + i, inside, best);
+    _mm512_storeu_si512(line + i, _mm512_mask_mov_epi32(lowest, inside, best));
   }
 #else
   for (; i < width; ++i) {
@@ -155,12 +186,12 @@ void max_of_columns(const uint32_t* line, int32_t taps, int32_t stride, int32_t 
 #endif
 }
 
-// Words of scratch: one line of the padded input.
+// Words of scratch: one line of the padded input, and what vectors write beyond it.
 size_t max_pool_scratch(const PoolShape& shape) {
   const int64_t padded = static_cast<int64_t>(shape.pad_left) + shape.in.width;
   const int64_t reach =
       static_cast<int64_t>(shape.out.width - 1) * shape.stride_w + (shape.kernel_w - 1) * shape.dilation_w + 1;
-  return static_cast<size_t>(padded > reach ? padded : reach);
+  return static_cast<size_t>((padded > reach ? padded : reach) + kBlock);
 }
 
 void max_pool(const PoolShape& shape, const uint32_t* x, uint32_t* y, uint32_t* line) {
@@ -183,6 +214,8 @@ void max_pool(const PoolShape& shape, const uint32_t* x, uint32_t* y, uint32_t* 
 void DYNPRUNE_ISA_NAME(fill_bf16_maps)(Bf16Kernels& table) {
   table.pass = pass;
   table.pack = pack;
+  table.window_scratch = window_scratch;
+  table.pack_windows = pack_windows;
   table.unpack = unpack;
   table.max_pool_scratch = max_pool_scratch;
   table.max_pool = max_pool;

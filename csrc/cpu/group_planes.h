@@ -17,6 +17,19 @@ struct GroupPlanes {
   int64_t stride;
 };
 
+// Images have too few channels to fill words. So the map that a first convolution reads may hold *windows* of their
+// rows instead: element a of word w at position (y, x) is pixel x * stride_w - pad_left + w * n + a of row y, zero
+// beside the image. A kernel of R x S taps becomes one of R x 1 taps on `windows` words per channel. Rows are split
+// into stride_h phases. (What would be 49 words of 7x7 taps on three u8 channels are 42.)
+struct WindowShape {
+  int32_t height, width;     // of the image
+  int32_t out_width, pitch;  // words of a row
+  int32_t pad_left, stride_h, stride_w;
+  int32_t windows;        // words per channel and position
+  int64_t phase_stride;   // words between planes of adjoining rows
+  int64_t window_stride;  // words between planes of a channel's windows
+};
+
 // Readable bytes that must follow the last row of a convolution's weights.
 constexpr int kRowOverread = 64;
 

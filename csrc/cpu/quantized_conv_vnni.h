@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kTileRows = 8;
 constexpr int kMaxVectors = 5;
+constexpr int64_t kAheadBytes = 128 << 10;  // weights of a layer that do not stay in the fast caches
 
 // Vectors of positions that fit beside `rows` outputs in 32 registers.
 constexpr int max_vectors(int rows) { return rows <= 4 ? 5 : rows <= 6 ? 4 : 3; }
@@ -29,23 +30,29 @@ constexpr int max_vectors(int rows) { return rows <= 4 ? 5 : rows <= 6 ? 4 : 3; 
 struct RowBlock {
   int32_t rows;
   const uint8_t* weight[kTileRows];
-  int32_t start[kTileRows];  // where the sums start
+  const uint8_t* next[kTileRows];  // rows of the next block, to be fetched meanwhile; null at the first: none
+  int32_t start[kTileRows];        // where the sums start
   ChannelScale scale[kTileRows];
+  bool limited;                 // some value may pass an upper bound or 32 bits before it is saturated
   int32_t slot[kTileRows];      // with a residual: 4 * index of the group in `target` + byte
   uint32_t* target[kTileRows];  // group planes that the block touches
   uint32_t lanes[kTileRows];    // bytes of each of these planes that the block computes
   int32_t targets;
+  bool whole_groups;  // with a residual: the block computes every byte of its targets
 };
 
 struct ConvJob {
   const QuantizedConvShape& shape;
   const uint32_t* input;
   int64_t input_stride;
-  int32_t words;   // live words per tap
-  __m512i* slots;  // [kTileRows * 4][kMaxVectors], zero where no output belongs
+  int32_t words;      // live words per tap
+  int64_t row_bytes;  // of a row that is not compacted
+  __m512i* slots;     // [kTileRows * 4][kMaxVectors], zero where no output belongs
 };
 
-template <int Rows, int Vectors, bool Signed>
+// Ahead: the rows of the next block are fetched into the first-level cache, a line per step or so. Weights that stream
+// from memory are there when their turn comes.
+template <int Rows, int Vectors, bool Signed, bool Ahead>
 DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t position,
                               __m512i (&acc)[Rows][Vectors]) {
   const uint8_t* weight[Rows];
@@ -57,25 +64,56 @@ DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t
   const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
   const int64_t stride = job.input_stride;
   const int32_t words = job.words;
+  const int32_t fetches = Ahead ? (kTileRows + job.shape.taps - 1) / job.shape.taps : 1;  // rows per tap
+  const int64_t fetch_step = Ahead ? job.row_bytes * fetches / words : 0;
   int64_t at = 0;
   for (int32_t t = 0; t < job.shape.taps; ++t) {
     const uint32_t* x = job.input + position + job.shape.tap_offset[t];
     const uint16_t* tap_mask = job.shape.tap_mask[t] + position / kBlock;
     __mmask16 inside[Vectors];
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) inside[j] = tap_mask[j];
-    for (int32_t g = 0; g < words; ++g, x += stride, at += 4) {
-      __m512i in[Vectors];
-      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-        in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
-        if (Signed) in[j] = _mm512_xor_si512(in[j], flip);
-        asm volatile("" : "+v"(in[j]));  // one load, not one per use
+    int32_t g = 0;
+    for (int32_t part = 0; part < fetches; ++part) {
+      const int32_t end = Ahead ? words * (part + 1) / fetches : words;
+      const uint8_t* fetch = Ahead ? block.next[(t * fetches + part) % kTileRows] : nullptr;
+      for (; g < end; ++g, x += stride, at += 4) {
+        __m512i in[Vectors];
+        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+          in[j] = _mm512_maskz_loadu_epi32(inside[j], x + 16 * j);
+          if (Signed) in[j] = _mm512_xor_si512(in[j], flip);
+          asm volatile("" : "+v"(in[j]));  // one load, not one per use
+        }
+        if (Ahead) {
+          _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T0);
+          fetch += fetch_step;
+        }
+        DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+          int32_t word;
+          __builtin_memcpy(&word, weight[k] + at, sizeof word);
+          const __m512i w = _mm512_set1_epi32(word);
+          DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_products(acc[k][j], in[j], w);
+        }
       }
-      DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
-        int32_t word;
-        __builtin_memcpy(&word, weight[k] + at, sizeof word);
-        const __m512i w = _mm512_set1_epi32(word);
-        DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) add_products(acc[k][j], in[j], w);
+    }
+  }
+}
+
+// Limited: values are clamped before they are rounded; else saturation does all of it.
+template <int Rows, int Vectors, bool Limited>
+DYNPRUNE_INLINE void write_scaled(const ConvJob& job, const RowBlock& block, int64_t position,
+                                  const __m512i (&acc)[Rows][Vectors]) {
+  const bool is_signed = job.shape.out_type == QuantizedType::kS8;
+  const uint16_t* store_mask = job.shape.out.store_mask + position / kBlock;
+  DYNPRUNE_UNROLL for (int q = 0; q < Rows / 4; ++q) {
+    uint32_t* y = block.target[q] + position;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      __m512i rounded[4];
+      DYNPRUNE_UNROLL for (int a = 0; a < 4; ++a) {
+        const ChannelScale& c = block.scale[4 * q + a];
+        const __m512 v = scaled(acc[4 * q + a][j], c);
+        rounded[a] = Limited ? round_to_int(v, c.high) : _mm512_cvtps_epi32(v);
       }
+      store_pixels(y + 16 * j, store_mask[j], is_signed ? pack_s8(rounded) : pack_u8(rounded));
     }
   }
 }
@@ -85,46 +123,80 @@ template <int Rows, int Vectors>
 DYNPRUNE_INLINE void write_sums(const ConvJob& job, const RowBlock& block, int64_t position,
                                 const __m512i (&acc)[Rows][Vectors]) {
   static_assert(Rows % kChannelsPerWord == 0, "a tile writes whole words");
-  const bool is_signed = job.shape.out_type == QuantizedType::kS8;
-  DYNPRUNE_UNROLL for (int q = 0; q < Rows / 4; ++q) {
-    uint32_t* y = block.target[q] + position;
-    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-      __m512i rounded[4];
-      DYNPRUNE_UNROLL for (int a = 0; a < 4; ++a) {
-        const ChannelScale& c = block.scale[4 * q + a];
-        rounded[a] = round_to_int(scaled(acc[4 * q + a][j], c), c.high);
-      }
-      store_pixels(y + 16 * j, job.shape.out.store_mask[position / kBlock + j],
-                   is_signed ? pack_s8(rounded) : pack_u8(rounded));
-    }
-  }
+  if (block.limited)
+    write_scaled<Rows, Vectors, true>(job, block, position, acc);
+  else
+    write_scaled<Rows, Vectors, false>(job, block, position, acc);
 }
 
-template <int Rows, int Vectors, bool Signed>
+template <int Rows, int Vectors, bool Signed, bool Ahead>
 void write_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
   __m512i acc[Rows][Vectors];
-  multiply<Rows, Vectors, Signed>(job, block, position, acc);
+  multiply<Rows, Vectors, Signed, Ahead>(job, block, position, acc);
   write_sums<Rows, Vectors>(job, block, position, acc);
 }
 
-// Sums into the residual stream: finished values go to slots, then every group plane is read, added to and written.
-__attribute__((noinline)) void add_residual(const ConvJob& job, const RowBlock& block, int64_t position, int vectors) {
+// Finished values in slots into the residual stream: every group plane is read, added to and written.
+template <int Vectors>
+DYNPRUNE_INLINE void add_slots(const ConvJob& job, const RowBlock& block, int64_t position, bool integers) {
   const QuantizedConvShape& shape = job.shape;
-  const bool integers = adds_integers(shape);
+  const uint16_t* store_mask = shape.out.store_mask + position / kBlock;
   for (int32_t q = 0; q < block.targets; ++q) {
     uint32_t* y = block.target[q] + position;
     const __m512i* slot = job.slots + q * 4 * kMaxVectors;
-    const __mmask64 lanes = 0x1111111111111111ull * block.lanes[q];
-    for (int j = 0; j < vectors; ++j) {
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
       const __m512i before = _mm512_loadu_si512(y + 16 * j);
       const __m512i v[4] = {slot[j], slot[kMaxVectors + j], slot[2 * kMaxVectors + j], slot[3 * kMaxVectors + j]};
       __m512i after;
       if (integers)
         after = shape.out_type == QuantizedType::kS8 ? add_s8(v, before) : add_u8(v, before);
       else
-        after = _mm512_mask_mov_epi8(before, lanes,
+        after = _mm512_mask_mov_epi8(before, 0x1111111111111111ull * block.lanes[q],
                                      add_scaled(v, before, shape.residual_scale, shape.residual_type, shape.out_type));
-      store_pixels(y + 16 * j, shape.out.store_mask[position / kBlock + j], after);
+      store_pixels(y + 16 * j, store_mask[j], after);
+    }
+  }
+}
+
+// Sums into the residual stream, any channels: finished values go to slots first.
+template <int Rows, int Vectors>
+DYNPRUNE_INLINE void add_through_slots(const ConvJob& job, const RowBlock& block, int64_t position,
+                                       const __m512i (&acc)[Rows][Vectors]) {
+  const __m512 low = _mm512_set1_ps(job.shape.inner_low);
+  const bool integers = adds_integers(job.shape);
+  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
+    __m512i* slot = job.slots + block.slot[k] * kMaxVectors;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      __m512 v = scaled(acc[k][j], block.scale[k]);
+      if (block.limited) v = _mm512_max_ps(low, v);
+      _mm512_store_si512(slot + j, !integers       ? _mm512_castps_si512(v)
+                                   : block.limited ? round_to_int(v)
+                                                   : _mm512_cvtps_epi32(v));
+    }
+  }
+  add_slots<Vectors>(job, block, position, integers);
+}
+
+// Sums into the residual stream, whole groups without bounds: no slots.
+template <int Rows, int Vectors, bool Integers>
+DYNPRUNE_INLINE void add_groups(const ConvJob& job, const RowBlock& block, int64_t position,
+                                const __m512i (&acc)[Rows][Vectors]) {
+  const QuantizedConvShape& shape = job.shape;
+  const bool is_signed = shape.out_type == QuantizedType::kS8;
+  const uint16_t* store_mask = shape.out.store_mask + position / kBlock;
+  DYNPRUNE_UNROLL for (int q = 0; q < Rows / 4; ++q) {
+    uint32_t* y = block.target[q] + position;
+    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+      const __m512i before = _mm512_loadu_si512(y + 16 * j);
+      __m512i v[4];
+      DYNPRUNE_UNROLL for (int a = 0; a < 4; ++a) {
+        const __m512 value = scaled(acc[4 * q + a][j], block.scale[4 * q + a]);
+        v[a] = Integers ? _mm512_cvtps_epi32(value) : _mm512_castps_si512(value);
+      }
+      const __m512i after = !Integers ? add_scaled(v, before, shape.residual_scale, shape.residual_type, shape.out_type)
+                            : is_signed ? add_s8(v, before)
+                                        : add_u8(v, before);
+      store_pixels(y + 16 * j, store_mask[j], after);
     }
   }
 }
@@ -132,22 +204,19 @@ __attribute__((noinline)) void add_residual(const ConvJob& job, const RowBlock& 
 template <int Rows, int Vectors>
 DYNPRUNE_INLINE void add_sums(const ConvJob& job, const RowBlock& block, int64_t position,
                               const __m512i (&acc)[Rows][Vectors]) {
-  const __m512 low = _mm512_set1_ps(job.shape.inner_low);
-  const bool integers = adds_integers(job.shape);
-  DYNPRUNE_UNROLL for (int k = 0; k < Rows; ++k) {
-    __m512i* slot = job.slots + block.slot[k] * kMaxVectors;
-    DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-      const __m512 v = _mm512_max_ps(low, scaled(acc[k][j], block.scale[k]));
-      _mm512_store_si512(slot + j, integers ? round_to_int(v) : _mm512_castps_si512(v));
+  if constexpr (Rows % kChannelsPerWord == 0) {
+    if (block.whole_groups && !block.limited) {
+      if (adds_integers(job.shape)) return add_groups<Rows, Vectors, true>(job, block, position, acc);
+      return add_groups<Rows, Vectors, false>(job, block, position, acc);
     }
   }
-  add_residual(job, block, position, Vectors);
+  add_through_slots<Rows, Vectors>(job, block, position, acc);
 }
 
-template <int Rows, int Vectors, bool Signed>
+template <int Rows, int Vectors, bool Signed, bool Ahead>
 void add_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
   __m512i acc[Rows][Vectors];
-  multiply<Rows, Vectors, Signed>(job, block, position, acc);
+  multiply<Rows, Vectors, Signed, Ahead>(job, block, position, acc);
   add_sums<Rows, Vectors>(job, block, position, acc);
 }
 
@@ -220,21 +289,25 @@ constexpr LeftoverFn kAddLeftover[kTileRows] = {&add_leftover<1>, &add_leftover<
                                                 &add_leftover<5>, &add_leftover<6>, &add_leftover<7>, &add_leftover<8>};
 
 using TileFn = void (*)(const ConvJob&, const RowBlock&, int64_t);
-#define TILES_3(TILE, R, S) &TILE<R, 1, S>, &TILE<R, 2, S>, &TILE<R, 3, S>
-#define TILES_4(TILE, R, S) TILES_3(TILE, R, S), &TILE<R, 4, S>
-#define TILES_5(TILE, R, S) TILES_4(TILE, R, S), &TILE<R, 5, S>
+#define TILES_3(TILE, R, S, A) &TILE<R, 1, S, A>, &TILE<R, 2, S, A>, &TILE<R, 3, S, A>
+#define TILES_4(TILE, R, S) TILES_3(TILE, R, S, false), &TILE<R, 4, S, false>
+#define TILES_5(TILE, R, S) TILES_4(TILE, R, S), &TILE<R, 5, S, false>
 // [s8 inputs][words of outputs - 1][vectors - 1]
-constexpr TileFn kWriteTile[2][2][kMaxVectors] = {{{TILES_5(write_tile, 4, false)}, {TILES_3(write_tile, 8, false)}},
-                                                  {{TILES_5(write_tile, 4, true)}, {TILES_3(write_tile, 8, true)}}};
+constexpr TileFn kWriteTile[2][2][kMaxVectors] = {
+    {{TILES_5(write_tile, 4, false)}, {TILES_3(write_tile, 8, false, false)}},
+    {{TILES_5(write_tile, 4, true)}, {TILES_3(write_tile, 8, true, false)}}};
 // [s8 inputs][outputs - 1][vectors - 1]
 #define ADD_TILES(S)                                                                                            \
   {                                                                                                             \
     {TILES_5(add_tile, 1, S)}, {TILES_5(add_tile, 2, S)}, {TILES_5(add_tile, 3, S)}, {TILES_5(add_tile, 4, S)}, \
-        {TILES_4(add_tile, 5, S)}, {TILES_4(add_tile, 6, S)}, {TILES_3(add_tile, 7, S)}, {                      \
-      TILES_3(add_tile, 8, S)                                                                                   \
+        {TILES_4(add_tile, 5, S)}, {TILES_4(add_tile, 6, S)}, {TILES_3(add_tile, 7, S, false)}, {               \
+      TILES_3(add_tile, 8, S, false)                                                                            \
     }                                                                                                           \
   }
 constexpr TileFn kAddTile[2][kTileRows][kMaxVectors] = {ADD_TILES(false), ADD_TILES(true)};
+// Eight outputs of u8 inputs that fetch the next rows. [residual][vectors - 1]
+constexpr TileFn kAheadTile[2][kMaxVectors] = {{TILES_3(write_tile, 8, false, true)},
+                                               {TILES_3(add_tile, 8, false, true)}};
 
 // How the scratch of one thread is used.
 struct Scratch {
@@ -267,15 +340,30 @@ size_t quantized_conv_scratch(const QuantizedConvShape& shape) {
          static_cast<size_t>((kMaxLeftover + kTileRows) * Scratch::row_capacity(shape));
 }
 
+// Whether a value of channel c may have to be clamped before it is rounded: beyond 32 bits, or at a bound below what
+// the type holds. False for NaN nowhere.
+bool needs_limit(const QuantizedConvShape& shape, const ChannelScale& c) {
+  const int32_t inputs = quantized_row_channels(shape.in_channels / shape.groups);
+  const float most = 127.0f * 255.0f * static_cast<float>(shape.taps) * static_cast<float>(inputs);
+  constexpr float kMost = 2e9f;
+  const bool fits = __builtin_fabsf(c.scale) * most + __builtin_fabsf(c.bias) < kMost;
+  return !fits || !(c.high >= static_cast<float>(highest(shape.out_type))) ||
+         (shape.residual_scale != 0.0f && !(shape.inner_low < -kMost));
+}
+
 // Where the outputs of a block go; fills everything but the weights.
 void place_outputs(const QuantizedConvShape& shape, const QuantizedWeights& weights, const QuantizedConvCall& call,
                    int32_t entry, int32_t count, RowBlock& block) {
   block.targets = 0;
+  block.limited = false;
+  block.next[0] = nullptr;
+  for (int32_t k = 0; k < count; ++k) {
+    block.scale[k] = channel_scale(shape, weights, call, call.out_channel[entry + k]);
+    block.limited |= needs_limit(shape, block.scale[k]);
+  }
   if (shape.residual_scale == 0.0f) {
     block.rows = (count + 3) / 4 * 4;  // fillers repeat the last row with scale 0, so that they come out as 0
-    for (int32_t k = 0; k < block.rows; ++k)
-      block.scale[k] =
-          k < count ? channel_scale(shape, weights, call, call.out_channel[entry + k]) : ChannelScale{0.0f, 0.0f};
+    for (int32_t k = count; k < block.rows; ++k) block.scale[k] = {0.0f, 0.0f};
     for (int32_t q = 0; q < block.rows / 4; ++q)
       block.target[block.targets++] = call.output.data + (entry / 4 + q) * call.output.stride;
     return;
@@ -284,7 +372,6 @@ void place_outputs(const QuantizedConvShape& shape, const QuantizedWeights& weig
   int32_t group = -1;
   for (int32_t k = 0; k < count; ++k) {
     const int32_t channel = call.out_channel[entry + k];
-    block.scale[k] = channel_scale(shape, weights, call, channel);
     if (channel / 4 != group) {
       group = channel / 4;
       block.lanes[block.targets] = 0;
@@ -293,20 +380,32 @@ void place_outputs(const QuantizedConvShape& shape, const QuantizedWeights& weig
     block.slot[k] = 4 * (block.targets - 1) + channel % 4;
     block.lanes[block.targets - 1] |= 1u << channel % 4;
   }
+  block.whole_groups = block.targets * 4 == count;
+}
+
+// Slots of channels that a block does not compute hold zeros.
+void clear_slots(const ConvJob& job, const RowBlock& block) {
+  if (block.whole_groups && !block.limited) return;
+  for (int32_t q = 0; q < block.targets; ++q)
+    for (int32_t a = 0; a < 4; ++a) {
+      if (block.lanes[q] >> a & 1) continue;
+      __m512i* slot = job.slots + (4 * q + a) * kMaxVectors;
+      for (int j = 0; j < kMaxVectors; ++j) _mm512_store_si512(slot + j, _mm512_setzero_si512());
+    }
 }
 
 // Computes the sums of a block and stores them; `blocks` of positions, the leftover excluded.
 void run_tiles(const ConvJob& job, const RowBlock& block, int32_t blocks) {
   const bool adds = job.shape.residual_scale != 0.0f;
   const bool is_signed = job.shape.in_type == QuantizedType::kS8;
-  if (adds)
-    for (int32_t i = 0; i < block.targets * 4 * kMaxVectors; ++i) job.slots[i] = _mm512_setzero_si512();
+  if (adds) clear_slots(job, block);
   const TileFn* tiles = adds ? kAddTile[is_signed][block.rows - 1] : kWriteTile[is_signed][block.rows / 4 - 1];
   const int32_t most = max_vectors(block.rows);
   const int32_t parts = (blocks + most - 1) / most;
   for (int32_t part = 0; part < parts; ++part) {
     const auto begin = static_cast<int64_t>(blocks) * part / parts;
     const auto end = static_cast<int64_t>(blocks) * (part + 1) / parts;
+    if (part == parts - 1 && block.next[0]) tiles = kAheadTile[adds];
     tiles[end - begin - 1](job, block, begin * kBlock);
   }
 }
@@ -349,7 +448,7 @@ void grouped_conv(const QuantizedConvShape& shape, const QuantizedWeights& weigh
       }
     }
     const uint32_t* input = call.input.data + window.first * call.input.stride;
-    run_tiles({shape, input, call.input.stride, window.words, scratch.slots}, block, shape.out.blocks);
+    run_tiles({shape, input, call.input.stride, window.words, row_bytes, scratch.slots}, block, shape.out.blocks);
   }
 }
 
@@ -367,7 +466,8 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
   if (compact)
     compaction.plan(row_channels, quantized_row_channels(call.n_in), shape.taps, call.in_channel, call.n_in,
                     scratch.table);
-  const ConvJob job{shape, call.input.data, call.input.stride, (call.n_in + 3) / 4, scratch.slots};
+  const ConvJob job{shape, call.input.data, call.input.stride, (call.n_in + 3) / 4, row_bytes, scratch.slots};
+  const bool ahead = !is_signed && row_bytes * shape.out_channels >= kAheadBytes && job.words >= kTileRows;
   const int64_t capacity = Scratch::row_capacity(shape);
   const int64_t row_words = static_cast<int64_t>(shape.taps) * job.words;
   const int32_t positions = (shape.out.height - 1) * shape.out.pitch + shape.out.width;
@@ -396,6 +496,11 @@ void quantized_conv(const QuantizedConvShape& shape, const QuantizedWeights& wei
         block.start[k] = block.start[from];
       }
     }
+    if (ahead && block.rows == kTileRows && entry + kTileRows < last)
+      for (int32_t k = 0; k < kTileRows; ++k) {
+        const int32_t next = entry + kTileRows + k < last ? entry + kTileRows + k : last - 1;
+        block.next[k] = reinterpret_cast<const uint8_t*>(weights.rows) + call.out_channel[next] * row_bytes;
+      }
     run_tiles(job, block, blocks);
     if (leftover.positions)
       (adds ? kAddLeftover[block.rows - 1] : kWriteLeftover[block.rows / 4 - 1])(job, block, leftover);

@@ -60,7 +60,14 @@ WordChannels channels_of(const QuantizedConvShape& shape, const QuantizedWeights
 
 constexpr int kVectors = 4;
 
-template <int Vectors>
+// Whether the inputs of all four channels are the bytes of one word. (A channel without a row has no weights.)
+bool share_words(const WordChannels& word) {
+  for (int32_t a = 0; a < kChannelsPerWord; ++a)
+    if (!word.row[a] || word.plane[a] != word.plane[0]) return false;
+  return true;
+}
+
+template <int Vectors, bool Shared>
 void depthwise_tile(const QuantizedConvShape& shape, const WordChannels& word, uint32_t* y, int64_t position) {
   __m512i acc[kChannelsPerWord][Vectors];
   DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) {
@@ -71,12 +78,21 @@ void depthwise_tile(const QuantizedConvShape& shape, const WordChannels& word, u
   for (int32_t t = 0; t < shape.taps; ++t) {
     const int64_t at = position + shape.tap_offset[t];
     const uint16_t* mask = shape.tap_mask[t] + position / kBlock;
+    __m512i shared[Vectors];
+    if (Shared) {
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) shared[j] =
+          _mm512_xor_si512(_mm512_maskz_loadu_epi32(mask[j], word.plane[0] + at + 16 * j), flip);
+    }
     DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) {
       const uint32_t weight = word.row[a] ? static_cast<uint8_t>(word.row[a][t * kChannelsPerWord]) : 0u;
       const __m512i w = _mm512_set1_epi32(static_cast<int32_t>(weight << (8 * word.byte[a])));
       DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-        const __m512i in = _mm512_maskz_loadu_epi32(mask[j], word.plane[a] + at + 16 * j);
-        add_products(acc[a][j], _mm512_xor_si512(in, flip), w);
+        if (Shared) {
+          add_products(acc[a][j], shared[j], w);
+        } else {
+          const __m512i in = _mm512_maskz_loadu_epi32(mask[j], word.plane[a] + at + 16 * j);
+          add_products(acc[a][j], _mm512_xor_si512(in, flip), w);
+        }
       }
     }
   }
@@ -89,11 +105,19 @@ void depthwise_tile(const QuantizedConvShape& shape, const WordChannels& word, u
   }
 }
 
+using TileFn = void (*)(const QuantizedConvShape&, const WordChannels&, uint32_t*, int64_t);
+#define TILES(SHARED) \
+  {&depthwise_tile<1, SHARED>, &depthwise_tile<2, SHARED>, &depthwise_tile<3, SHARED>, &depthwise_tile<4, SHARED>}
+// [shared words][vectors - 1]
+constexpr TileFn kTile[2][kVectors] = {TILES(false), TILES(true)};
+#undef TILES
+
 void depthwise_plane(const QuantizedConvShape& shape, const WordChannels& word, uint32_t* y) {
-  int32_t block = 0;
-  for (; block + kVectors <= shape.out.blocks; block += kVectors)
-    depthwise_tile<kVectors>(shape, word, y, static_cast<int64_t>(block) * kBlock);
-  for (; block < shape.out.blocks; ++block) depthwise_tile<1>(shape, word, y, static_cast<int64_t>(block) * kBlock);
+  const TileFn* tiles = kTile[share_words(word)];
+  for (int32_t block = 0; block < shape.out.blocks; block += kVectors) {
+    const int32_t left = shape.out.blocks - block;
+    tiles[(left < kVectors ? left : kVectors) - 1](shape, word, y, static_cast<int64_t>(block) * kBlock);
+  }
 }
 
 #else

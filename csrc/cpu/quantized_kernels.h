@@ -85,12 +85,17 @@ using QuantizedRescaleFn = void (*)(const PlaneShape&, uint32_t lanes, const flo
 // Four float maps (null = zeros) with rows `x_pitch` floats apart into one plane: round(x * inverse_scale).
 using QuantizeFn = void (*)(const PlaneShape&, const float* const* x, int32_t x_pitch, float inverse_scale,
                             QuantizedType, uint32_t* y);
+// round(x * inverse_scale) of one channel of an image as windows of its rows. scratch: bytes as window_scratch says.
+using QuantizeWindowsFn = void (*)(const WindowShape&, const float* x, float inverse_scale, QuantizedType, uint32_t* y,
+                                   void* scratch);
+using WindowScratchFn = size_t (*)(const WindowShape&);
 // One byte of each word into a float plane of equal size: byte * scale.
 using DequantizeFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t byte, float scale,
                               QuantizedType, float* y);
-// Exact sums and maxima over the pixels of a plane's four channels.
-using QuantizedSumFn = void (*)(const PlaneShape&, const uint32_t* x, QuantizedType, int32_t* sums);
-using QuantizedMaxFn = void (*)(const PlaneShape&, const uint32_t* x, QuantizedType, int32_t* maxima);
+// Exact reductions over the pixels of a plane's four channels.
+enum class QuantizedReduce : int32_t { kSum, kSumAbs, kSumSquares, kMax };
+constexpr int kQuantizedReductions = 4;
+using QuantizedReduceFn = void (*)(const PlaneShape&, const uint32_t* x, QuantizedType, int32_t* reduced);
 // Maximum over windows; what lies outside the map is not looked at. scratch: words as max_pool_scratch says.
 using QuantizedMaxPoolScratchFn = size_t (*)(const PoolShape&);
 using QuantizedMaxPoolFn = void (*)(const PoolShape&, QuantizedType, const uint32_t* x, uint32_t* y, uint32_t* scratch);
@@ -103,9 +108,10 @@ struct QuantizedKernels {
   QuantizedDepthwiseFn depthwise;
   QuantizedRescaleFn rescale;
   QuantizeFn quantize;
+  WindowScratchFn window_scratch;
+  QuantizeWindowsFn quantize_windows;
   DequantizeFn dequantize;
-  QuantizedSumFn sum;
-  QuantizedMaxFn max;
+  QuantizedReduceFn reduce[kQuantizedReductions];  // by QuantizedReduce
   QuantizedMaxPoolScratchFn max_pool_scratch;
   QuantizedMaxPoolFn max_pool;
 };

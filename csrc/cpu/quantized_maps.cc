@@ -1,4 +1,5 @@
 // Passes over quantised planes other than convolution: quantise, dequantise, rescale, sums, maxima, max pooling.
+#include "cpu/row_windows.h"
 #include "cpu/vec.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
@@ -38,6 +39,34 @@ void quantize(const PlaneShape& shape, const float* const* x, int32_t x_pitch, f
       target[i] = word;
     }
   }
+}
+
+// Writes whole blocks, zeros after the last pixel.
+void quantize_row(int32_t width, const float* x, float inverse_scale, QuantizedType type, int8_t* y) {
+  int32_t i = 0;
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+  for (; i < width; i += 16) {
+    const int32_t left = width - i;
+    const auto inside = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+    const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(inside, x + i), _mm512_set1_ps(inverse_scale));
+    const __m512i rounded = round_to_int(v);
+    const __m128i bytes = type == QuantizedType::kS8
+                              ? _mm512_cvtsepi32_epi8(rounded)
+                              : _mm512_cvtusepi32_epi8(_mm512_max_epi32(rounded, _mm512_setzero_si512()));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y + i), bytes);  // zeros after the last pixel
+  }
+#endif
+  for (; i < width; ++i) y[i] = static_cast<int8_t>(saturate(round_saturated(x[i] * inverse_scale), type));
+}
+
+size_t window_scratch(const WindowShape& shape) {
+  return static_cast<size_t>(window_line_size(shape, kChannelsPerWord));
+}
+
+void quantize_windows(const WindowShape& shape, const float* x, float inverse_scale, QuantizedType type, uint32_t* y,
+                      void* scratch) {
+  image_windows(shape, x, y, static_cast<int8_t*>(scratch),
+                [&](const float* row, int8_t* out) { quantize_row(shape.width, row, inverse_scale, type, out); });
 }
 
 void dequantize(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t byte, float scale,
@@ -83,25 +112,75 @@ void rescale(const PlaneShape& shape, uint32_t lanes, const float* shift, float 
   }
 }
 
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+// Per channel the sum over all positions of products(words) = (unsigned factor, signed factor), bytes of the same
+// channel multiplied.
+template <class Products>
+void sum_products(const PlaneShape& shape, const uint32_t* x, int32_t* sums, const Products& products) {
+  __m512i acc[kChannelsPerWord];
+  DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) acc[a] = _mm512_setzero_si512();
+  for (int64_t block = 0; block < shape.blocks; ++block) {
+    __m512i left, right;
+    products(_mm512_loadu_si512(x + block * kBlock), left, right);
+    DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a)
+        add_products(acc[a], left, _mm512_and_si512(right, _mm512_set1_epi32(static_cast<int32_t>(255u << (8 * a)))));
+  }
+  DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) sums[a] = _mm512_reduce_add_epi32(acc[a]);
+}
+#else
+template <class Term>
+void sum_terms(const PlaneShape& shape, const uint32_t* x, QuantizedType type, int32_t* sums, const Term& term) {
+  for (int32_t a = 0; a < kChannelsPerWord; ++a) {
+    int32_t total = 0;
+    for (int64_t p = 0; p < static_cast<int64_t>(shape.blocks) * kBlock; ++p) total += term(byte_of(x[p], a, type));
+    sums[a] = total;
+  }
+}
+#endif
+
 // Pads are zero bits and add nothing.
 void sum(const PlaneShape& shape, const uint32_t* x, QuantizedType type, int32_t* sums) {
 #if defined(DYNPRUNE_QUANTIZED_VECTORS)
   const __m512i flip = _mm512_set1_epi32(static_cast<int32_t>(flip_bits(type)));
-  __m512i acc[kChannelsPerWord];
-  for (int a = 0; a < kChannelsPerWord; ++a) acc[a] = _mm512_setzero_si512();
-  for (int64_t block = 0; block < shape.blocks; ++block) {
-    const __m512i in = _mm512_xor_si512(_mm512_loadu_si512(x + block * kBlock), flip);
-    DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a)
-        add_products(acc[a], in, _mm512_set1_epi32(1 << (8 * a)));
-  }
+  sum_products(shape, x, sums, [&](__m512i words, __m512i& left, __m512i& right) {
+    left = _mm512_xor_si512(words, flip);
+    right = _mm512_set1_epi8(1);
+  });
   const int32_t offset = type == QuantizedType::kS8 ? 128 * kBlock * shape.blocks : 0;
-  for (int a = 0; a < kChannelsPerWord; ++a) sums[a] = _mm512_reduce_add_epi32(acc[a]) - offset;
+  for (int a = 0; a < kChannelsPerWord; ++a) sums[a] -= offset;
 #else
-  for (int32_t a = 0; a < kChannelsPerWord; ++a) {
-    int32_t total = 0;
-    for (int64_t p = 0; p < static_cast<int64_t>(shape.blocks) * kBlock; ++p) total += byte_of(x[p], a, type);
-    sums[a] = total;
-  }
+  sum_terms(shape, x, type, sums, [](int32_t v) { return v; });
+#endif
+}
+
+void sum_abs(const PlaneShape& shape, const uint32_t* x, QuantizedType type, int32_t* sums) {
+  if (type == QuantizedType::kU8) return sum(shape, x, type, sums);
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+  sum_products(shape, x, sums, [](__m512i words, __m512i& left, __m512i& right) {
+    left = _mm512_abs_epi8(words);
+    right = _mm512_set1_epi8(1);
+  });
+#else
+  sum_terms(shape, x, type, sums, [](int32_t v) { return v < 0 ? -v : v; });
+#endif
+}
+
+void sum_squares(const PlaneShape& shape, const uint32_t* x, QuantizedType type, int32_t* sums) {
+#if defined(DYNPRUNE_QUANTIZED_VECTORS)
+  // One factor has to be unsigned, the other signed: x * x = x * (x - 128) + 128 * x for u8, and
+  // (x + 128) * x - 128 * x for s8. Flipping the sign bit is adding or subtracting 128.
+  const bool is_signed = type == QuantizedType::kS8;
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  int32_t plain[kChannelsPerWord];
+  sum(shape, x, type, plain);
+  sum_products(shape, x, sums, [&](__m512i words, __m512i& left, __m512i& right) {
+    const __m512i flipped = _mm512_xor_si512(words, flip);
+    left = is_signed ? flipped : words;
+    right = is_signed ? words : flipped;
+  });
+  for (int a = 0; a < kChannelsPerWord; ++a) sums[a] += (is_signed ? -128 : 128) * plain[a];
+#else
+  sum_terms(shape, x, type, sums, [](int32_t v) { return v * v; });
 #endif
 }
 
@@ -153,7 +232,7 @@ void max_of_rows(const uint32_t* x, int64_t rows, int64_t row_stride, int32_t wi
     __m512i best = _mm512_setzero_si512();
     for (int64_t r = 0; r < rows; ++r)
       best = _mm512_max_epu8(best, _mm512_xor_si512(_mm512_maskz_loadu_epi32(inside, x + r * row_stride + i), flips));
-    _mm512_mask_storeu_epi32(line + i, inside, best);
+    _mm512_storeu_si512(line + i, _mm512_maskz_mov_epi32(inside, best));
   }
 #else
   for (; i < width; ++i) {
@@ -205,11 +284,11 @@ int64_t max_pool_reach(const PoolShape& shape) {
   return static_cast<int64_t>(shape.out.width - 1) * shape.stride_w + (shape.kernel_w - 1) * shape.dilation_w + 2;
 }
 
-// Words of scratch: one line of the padded input.
+// Words of scratch: one line of the padded input, and what vectors write beyond it.
 size_t max_pool_scratch(const PoolShape& shape) {
   const int64_t padded = static_cast<int64_t>(shape.pad_left) + shape.in.width;
   const int64_t reach = max_pool_reach(shape);
-  return static_cast<size_t>(padded > reach ? padded : reach);
+  return static_cast<size_t>((padded > reach ? padded : reach) + kBlock);
 }
 
 void max_pool(const PoolShape& shape, QuantizedType type, const uint32_t* x, uint32_t* y, uint32_t* line) {
@@ -233,10 +312,14 @@ void max_pool(const PoolShape& shape, QuantizedType type, const uint32_t* x, uin
 
 void DYNPRUNE_ISA_NAME(fill_quantized_maps)(QuantizedKernels& table) {
   table.quantize = quantize;
+  table.window_scratch = window_scratch;
+  table.quantize_windows = quantize_windows;
   table.dequantize = dequantize;
   table.rescale = rescale;
-  table.sum = sum;
-  table.max = max;
+  table.reduce[static_cast<int>(QuantizedReduce::kSum)] = sum;
+  table.reduce[static_cast<int>(QuantizedReduce::kSumAbs)] = sum_abs;
+  table.reduce[static_cast<int>(QuantizedReduce::kSumSquares)] = sum_squares;
+  table.reduce[static_cast<int>(QuantizedReduce::kMax)] = max;
   table.max_pool_scratch = max_pool_scratch;
   table.max_pool = max_pool;
 }

@@ -12,6 +12,7 @@
 
 #include "cpu/bf16_kernels.h"
 #include "planar.h"
+#include "window_cases.h"
 
 namespace dynprune::cpu::testing {
 namespace {
@@ -415,7 +416,16 @@ void test_linear(const Kernels& kernels) {
       for (int32_t i = 0; i < features * outputs; ++i)
         weights.push_back(static_cast<uint16_t>(rounded(random_float(random))));
       std::vector<float> y(static_cast<size_t>(outputs));
-      kernels.table.linear(outputs, features, weights.data(), bias.data(), x.data(), {0.0f, kInfinity}, y.data());
+      const int32_t groups = (outputs + kBf16LinearRows - 1) / kBf16LinearRows;
+      const int64_t group_size = bf16_linear_group_size(features);
+      std::vector<uint16_t> packed(static_cast<size_t>(groups * group_size), 0);
+      for (int32_t k = 0; k < outputs; ++k)
+        for (int32_t c = 0; c < features; ++c)
+          packed[static_cast<size_t>(k / kBf16LinearRows * group_size +
+                                     (c / kBlock * kBf16LinearRows + k % kBf16LinearRows) * kBlock + c % kBlock)] =
+              weights[static_cast<size_t>(k * features + c)];
+      kernels.table.linear(outputs, features, packed.data(), bias.data(), x.data(), {0.0f, kInfinity}, 0, groups,
+                           y.data());
       bool close = true;
       for (int32_t k = 0; k < outputs; ++k) {
         double sum = static_cast<double>(bias[static_cast<size_t>(k)]);
@@ -427,6 +437,23 @@ void test_linear(const Kernels& kernels) {
       }
       check(close, kernels.isa + " linear " + std::to_string(features) + ">" + std::to_string(outputs));
     }
+}
+
+void test_windows(const Kernels& kernels) {
+  uint64_t seed = 700;
+  for (const WindowShape& shape : window_cases()) {
+    Random random(seed++);
+    const auto x = random.vector(static_cast<size_t>(shape.height * shape.width));
+    std::vector<uint32_t> y(static_cast<size_t>(shape.windows * shape.window_stride), 0xdeadbeefu);
+    std::vector<uint8_t> scratch(kernels.table.window_scratch(shape));
+    kernels.table.pack_windows(shape, x.data(), y.data(), scratch.data());
+    bool equal = true;
+    for_each_window_element(shape, kBf16PerWord, y.data(), [&](int32_t row, int32_t column, uint32_t element) {
+      const uint32_t want = row < 0 ? 0u : rounded(x[static_cast<size_t>(row * shape.width + column)]);
+      equal = equal && (element & 0xffffu) == want;
+    });
+    check(equal, kernels.isa + " " + name_of(shape));
+  }
 }
 
 void test_max_pool(const Kernels& kernels) {
@@ -487,6 +514,7 @@ int main() {
     test_convolutions(kernels);
     test_maps(kernels);
     test_max_pool(kernels);
+    test_windows(kernels);
     test_linear(kernels);
     std::printf("%-12s (%s): %d passed so far\n", kernels.isa.c_str(), kernels.table.isa, g_passed);
   }

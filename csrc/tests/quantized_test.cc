@@ -8,6 +8,7 @@
 
 #include "cpu/quantized_kernels.h"
 #include "planar.h"
+#include "window_cases.h"
 
 namespace dynprune::cpu::testing {
 namespace {
@@ -464,24 +465,27 @@ void test_maps(const Kernels& kernels) {
       full.pack(all_of(4));
       const Geometry floats_geometry(size.first, size.second, size.second + 3);
       PlanarMap floats(floats_geometry, 1, 0, 0);
-      int32_t sums[4], maxima[4];
-      kernels.table.sum(geometry.shape(), full.plane(0), type, sums);
-      kernels.table.max(geometry.shape(), full.plane(0), type, maxima);
+      int32_t reduced[kQuantizedReductions][4];
+      for (int kind = 0; kind < kQuantizedReductions; ++kind)
+        kernels.table.reduce[kind](geometry.shape(), full.plane(0), type, reduced[kind]);
       for (int32_t a = 0; a < 4; ++a) {
         kernels.table.dequantize(geometry.shape(), floats_geometry.shape(), full.plane(0), a, 0.037f, type,
                                  floats.plane(0));
         bool same = true;
-        int total = 0, most = -1000;
+        int total = 0, magnitudes = 0, squares = 0, most = -1000;
         for (int32_t y = 0; y < size.first; ++y)
           for (int32_t x = 0; x < size.second; ++x) {
             const int v = full.at(a, y, x);
             same = same && floats.at(0, y, x) == static_cast<float>(v) * 0.037f;
             total += v;
+            magnitudes += std::abs(v);
+            squares += v * v;
             most = std::max(most, v);
           }
         check(same && floats.pads_are_zero(0), name + " dequantize");
-        check(sums[a] == total, name + " sum");
-        check(maxima[a] == most, name + " max");
+        const int want[kQuantizedReductions] = {total, magnitudes, squares, most};  // in the order of QuantizedReduce
+        for (int kind = 0; kind < kQuantizedReductions; ++kind)
+          check(reduced[kind][a] == want[kind], name + " reduction " + std::to_string(kind));
       }
 
       for (QuantizedType to : {QuantizedType::kU8, QuantizedType::kS8}) {
@@ -500,6 +504,24 @@ void test_maps(const Kernels& kernels) {
             }
         check(same && changed.pads_are_zero(), name + " rescale");
       }
+    }
+}
+
+void test_windows(const Kernels& kernels) {
+  uint64_t seed = 1300;
+  for (const WindowShape& shape : window_cases())
+    for (QuantizedType type : {QuantizedType::kU8, QuantizedType::kS8}) {
+      Random random(seed++);
+      const auto x = random.vector(static_cast<size_t>(shape.height * shape.width));
+      std::vector<uint32_t> y(static_cast<size_t>(shape.windows * shape.window_stride), 0xdeadbeefu);
+      std::vector<uint8_t> scratch(kernels.table.window_scratch(shape));
+      kernels.table.quantize_windows(shape, x.data(), 97.3f, type, y.data(), scratch.data());
+      bool equal = true;
+      for_each_window_element(shape, kChannelsPerWord, y.data(), [&](int32_t row, int32_t column, uint32_t element) {
+        const int want = row < 0 ? 0 : clip(rounded(x[static_cast<size_t>(row * shape.width + column)] * 97.3f), type);
+        equal = equal && (element & 255u) == (static_cast<uint32_t>(want) & 255u);
+      });
+      check(equal, kernels.isa + " " + name_of(shape));
     }
 }
 
@@ -559,6 +581,7 @@ int main() {
     test_extremes(kernels);
     test_maps(kernels);
     test_max_pool(kernels);
+    test_windows(kernels);
     std::printf("%-12s (%s): %d passed so far\n", kernels.isa.c_str(), kernels.table.isa, g_passed);
   }
   std::printf("%d passed, %d failed\n", g_passed, g_failed);

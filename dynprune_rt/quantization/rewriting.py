@@ -35,6 +35,7 @@ class Rewriting(ABC):
         self._builder = Builder(fold=False)
         self._floats: dict[Value, Value] = {}
         self._narrow: dict[Value, Value] = {}
+        self._users = graph.users()
 
     @property
     def graph(self) -> Graph:
@@ -44,7 +45,13 @@ class Rewriting(ABC):
         """The quantized graph."""
         self.copy_inputs()
         for node in self._old.nodes:
-            if node not in self._selection.nodes:
+            product = self._gated_map(node)
+            if product is not None:
+                self._narrow[node.output] = self.gated(node, *product)
+                self._narrow[node.output].live = (
+                    None if node.output in self._selection.whole else self._mask(node.output.live)
+                )
+            elif node not in self._selection.nodes:
                 self.copy_node(node)
             elif node.op == "conv2d":
                 self._narrow[node.output] = self.convolution(node)
@@ -85,6 +92,27 @@ class Rewriting(ABC):
     @abstractmethod
     def scaled(self, node: Node, x: Value, factors: np.ndarray, summands: np.ndarray, high: float) -> Value:
         """clamp(x * factors + summands, 0, high) per channel, the result of ``node``, as a depthwise convolution."""
+
+    def _gated_map(self, node: Node) -> tuple[Value, Value] | None:
+        """x [N,C,H,W] and gate [N,C] where ``node`` multiplies them for narrow layers only, and x is narrow."""
+        y = node.output
+        if node.op != "mul" or y not in self._selection.dtypes or y in self._old.outputs:
+            return None
+        if not all(reader in self._selection.nodes for reader in self._users.get(y, [])):
+            return None
+        for x, factor in (node.inputs, node.inputs[::-1]):
+            assert x is not None and factor is not None
+            reshape = factor.producer
+            if x in self._narrow and x.type.shape == y.type.shape and reshape is not None and reshape.op == "reshape":
+                gate = reshape.inputs[0]
+                assert gate is not None
+                if gate.type.shape == y.type.shape[:2] and factor.type.shape == (*y.type.shape[:2], 1, 1):
+                    return x, gate
+        return None
+
+    @abstractmethod
+    def gated(self, node: Node, x: Value, gate: Value) -> Value:
+        """x * gate, the result of ``node``, as a depthwise convolution with a weight of 1."""
 
     @abstractmethod
     def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
@@ -309,6 +337,20 @@ class IntegerRewriting(Rewriting):
         }
         return self._append("quantized_conv2d", [source, *constants], attrs, node, ".int8")[0]
 
+    def gated(self, node: Node, x: Value, gate: Value) -> Value:
+        channels = x.type.channels
+        factor = np.full(channels, self.scale(x) / self.scale(node.output))
+        vectors = {
+            "weight": np.ones((channels, 1, 1, 1), np.int8),
+            "scale": self._vector(factor, node, "scale"),
+            "bias": np.zeros(channels, np.float32),
+        }
+        constants = [self.graph.add_constant(f"{node.name}.{what}.int8", array) for what, array in vectors.items()]
+        attrs = {"groups": channels, "dtype": self._selection.dtypes[node.output]}
+        return self._append(
+            "quantized_conv2d", [self.as_narrow(x), *constants, self.as_floats(gate)], attrs, node, ".int8"
+        )[0]
+
     def _scaled_shift(self, shift: Value, y_scale: float, node: Node) -> Value:
         """The shift in steps of the output; one per image is divided when the program runs."""
         name = f"{node.name}.shift.int8"
@@ -329,7 +371,7 @@ class IntegerRewriting(Rewriting):
 
     def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
         """An exact reduction of an integer map; None if there is none of this kind."""
-        exact = exact_reduction(kind, self._selection.dtypes[x])
+        exact = exact_reduction(kind, self._selection.dtypes[x], math.prod(x.type.shape[2:]))
         if exact is None:
             return None
         reduced: Value = self._builder.op(
@@ -384,6 +426,13 @@ class Bf16Rewriting(Rewriting):
         ]
         attrs = {"groups": x.type.channels, "outer": (0.0, high)}
         return self._append("conv2d", [self.as_narrow(x), *constants], attrs, node, ".bf16")[0]
+
+    def gated(self, node: Node, x: Value, gate: Value) -> Value:
+        channels = x.type.channels
+        ones = to_bfloat16(np.ones((channels, 1, 1, 1), np.float32))
+        weights = self.graph.add_constant(f"{node.name}.weight.bf16", ones)
+        inputs = [self.as_narrow(x), weights, None, self.as_floats(gate)]
+        return self._append("conv2d", inputs, {"groups": channels}, node, ".bf16")[0]
 
     def _reduce(self, layer: str, x: Value, kind: str, name: str) -> Value | None:
         reduced: Value = self._builder.op("spatial_reduce", self._narrow[x], kind=kind, name=name)

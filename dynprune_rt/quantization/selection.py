@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dynprune_rt.ir.graph import Graph, Node, Value
-from dynprune_rt.ir.operators.quantized import MAX_SUM
+from dynprune_rt.ir.operators.quantized import INTEGER_REDUCTIONS, MAX_SUM, reduction_fits
 from dynprune_rt.ir.value_ranges import ValueFacts
 
 
@@ -17,13 +17,14 @@ def operand(node: Node, position: int) -> Value | None:
 
 
 #: The exact integer reduction that gives each kind, for maps of any sign and for maps that are never negative.
-_EXACT_KINDS = {"mean": "mean", "sum": "sum", "max": "max"}
+_EXACT_KINDS = {kind: kind for kind in INTEGER_REDUCTIONS}
 _EXACT_KINDS_UNSIGNED = {**_EXACT_KINDS, "mean_abs": "mean", "sum_abs": "sum", "max_abs": "max"}
 
 
-def exact_reduction(kind: str, dtype: str) -> str | None:
-    """The kind of quantized_spatial_reduce that computes a spatial_reduce, if one does."""
-    return (_EXACT_KINDS_UNSIGNED if dtype == "u8" else _EXACT_KINDS).get(kind)
+def exact_reduction(kind: str, dtype: str, pixels: int) -> str | None:
+    """The kind of quantized_spatial_reduce that computes a spatial_reduce of so many pixels, if one does."""
+    exact = (_EXACT_KINDS_UNSIGNED if dtype == "u8" else _EXACT_KINDS).get(kind)
+    return exact if exact is not None and reduction_fits(exact, pixels) else None
 
 
 @dataclass

@@ -70,6 +70,20 @@ class Network:
         return optimize(self.builder.graph, {})
 
 
+def norm_gated() -> Graph:
+    """Instance-wise sparsity: gates that mask the very map whose norms decide."""
+    net = Network(12)
+    op = net.builder.op
+    x = net.relu(net.conv(net.x, 10, "stem"))
+    for block, kind in enumerate(("l2", "sum_squares", "mean_abs")):
+        norms = op("spatial_reduce", x, kind=kind)
+        mean = op("reduce", norms, kind="mean", dims=(1,), keepdim=True)
+        mask = op("cast", op("ge", norms, op("mul", mean, net.builder.constant("share", 0.6))), dtype="f32")
+        masked = net.mul(x, op("reshape", mask, shape=(BATCH, 10, 1, 1)))
+        x = net.relu(net.conv(masked, 10, f"conv{block}"))
+    return net.finish(x)
+
+
 def gated_resnet(seed: int = 0, *, valued: bool = False, size: tuple[int, int] = (12, 12), width: int = 8) -> Graph:
     """Two stages of two basic blocks, conv1 and conv2 gated, a projection shortcut between the stages."""
     net = Network(seed, size=size)

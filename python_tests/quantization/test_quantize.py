@@ -26,6 +26,7 @@ from python_tests.quantization.networks import (
     grouped_blocks,
     images,
     inverted_residuals,
+    norm_gated,
 )
 
 
@@ -90,6 +91,7 @@ GRAPHS = {
     "pooling": plain_with_pool,
     "pre-activation": pre_activation,
     "map output": map_output,
+    "gates of norms": norm_gated,
     "shifts and padded shortcut": shifted_and_padded,
     "fire modules": fire_modules,
     "ungated fire modules": lambda: fire_modules(1, gated=False),
@@ -224,6 +226,14 @@ def test_one_scale_per_residual_stream():
     )
     assert rows["layer1.0.conv2"]["output_scale"] == rows["layer1.1.conv2"]["output_scale"]
     assert rows["layer1.0.shortcut"]["output"] == "s8" and rows["stem"]["output"] == "u8"
+
+
+def test_norm_gates_leave_maps_as_integers():
+    graph = norm_gated()
+    quantized = quantize(Program(graph), [images(4, graph)]).graph
+    kinds = [n.attrs["kind"] for n in quantized.nodes if n.op == "quantized_spatial_reduce"]
+    assert kinds[:3] == ["l2", "sum_squares", "mean"]
+    assert [n.op for n in quantized.nodes if n.op in ("quantize", "dequantize")] == ["quantize"]
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])

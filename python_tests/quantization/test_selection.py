@@ -76,8 +76,10 @@ def test_layers_without_an_integer_kernel_stay_in_float32():
 
 
 def test_exact_reductions():
-    assert exact_reduction("mean_abs", "u8") == "mean" and exact_reduction("mean_abs", "s8") is None
-    assert exact_reduction("max", "s8") == "max" and exact_reduction("l2", "u8") is None
+    assert exact_reduction("mean_abs", "u8", 64) == "mean" and exact_reduction("mean_abs", "s8", 64) == "mean_abs"
+    assert exact_reduction("max_abs", "u8", 64) == "max" and exact_reduction("max_abs", "s8", 64) is None
+    assert exact_reduction("l2", "u8", 112**2) == "l2" and exact_reduction("l2", "u8", 224**2) is None
+    assert exact_reduction("max", "s8", 64) == "max" and exact_reduction("min", "u8", 64) is None
 
 
 def test_names_are_patterns():

@@ -9,6 +9,7 @@ import numpy as np
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.geometry import convolution_taps
 from dynprune_rt.backends.cpu.group_maps import check_stored, map_size, operands, refuse, residual_planes
+from dynprune_rt.backends.cpu.image_windows import record_windows, window_reader
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
 from dynprune_rt.backends.cpu.pass_through import passes_unchanged
 from dynprune_rt.ir.graph import Node, Value
@@ -28,13 +29,22 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
     weights = np.ascontiguousarray(recorder.graph.constant(weight))
     stride, kernel = tuple(node.attrs["stride"]), (weights.shape[2], weights.shape[3])
     taps = convolution_taps(map_size(x), map_size(y), kernel, stride, node.attrs["padding"], node.attrs["dilation"])
-    source_map = recorder.as_map(x)
+    macs_per_pair = math.prod(map_size(y)) * math.prod(kernel)
+    facts = LayerFacts(node.name, "conv2d", in_channels, out_channels, macs_per_pair * math.prod(weights.shape[:2]))
+    model_inputs = 0
+    if x.producer is not None and not recorder.has_map(x) and window_reader(recorder, x) is node:
+        windows = record_windows(recorder, node, x, weights)
+        source_map = source = windows.source
+        weights, taps, in_list = windows.weights, windows.taps, windows.channels
+        model_inputs, in_channels = in_channels, weights.shape[1]
+    else:
+        source_map = recorder.as_map(x)
+        source = source_map if stride == (1, 1) else recorder.phase_split(x, (stride[0], stride[1]))
+        in_list = recorder.live_list(x)
     out = recorder.new_map(y) if residual is None else residual_planes(recorder, node, residual, source_map)
-    source = source_map if stride == (1, 1) else recorder.phase_split(x, (stride[0], stride[1]))
     source.pitch_class.unite(out.pitch_class)
     source.pitch_class.require(taps.reach)
 
-    in_list = recorder.live_list(x)
     out_list = recorder.live_list(y) if residual is None else recorder.list_of(node.computed, None, out_channels)
     outer = tuple(node.attrs["outer"])
     pass_list = None
@@ -43,7 +53,6 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     gate_flat = None if gate is None else recorder.as_flat(gate)
     shift_flat = None if shift is None else recorder.as_flat(shift)
-    macs_per_pair = math.prod(map_size(y)) * math.prod(kernel)
     recorder.step(
         lambda: recorder.builder.add_bf16_conv(
             node.name,
@@ -51,6 +60,7 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
             out_map=recorder.map_id(out),
             in_channels=in_channels,
             weights=weights,
+            model_inputs=model_inputs,
             depthwise=depthwise,
             groups=1 if depthwise else groups,
             adds=residual is not None,
@@ -66,7 +76,7 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
             pass_list=-1 if pass_list is None else pass_list.index,
             macs_per_pair=macs_per_pair,
         ),
-        LayerFacts(node.name, "conv2d", in_channels, out_channels, macs_per_pair * math.prod(weights.shape[:2])),
+        facts,
         reads=[source, gate_flat, shift_flat],
         writes=[out],
     )
@@ -77,6 +87,8 @@ def lower_pack(recorder: Recorder, node: Node) -> bool:
     """A cast of a float map, or of a graph input, to bf16."""
     x, y = node.inputs[0], node.output
     assert x is not None
+    if window_reader(recorder, y) is not None and not recorder.has_map(x):
+        return True  # its reader makes what it needs
     in_live = None if y.live is x.live else recorder.mask_flat(x.live)
     direct = x in recorder.graph.inputs and not recorder.has_map(x)
     source = None if direct else recorder.as_map(x)

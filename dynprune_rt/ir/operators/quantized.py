@@ -225,25 +225,52 @@ register(
 # -- reduction --------------------------------------------------------------------------------------
 
 
+#: Largest square of a quantised value.
+_MAX_SQUARE = 255**2
+
+#: The exact integer reduction behind every kind.
+INTEGER_REDUCTIONS = {
+    "sum": "sum",
+    "mean": "sum",
+    "sum_abs": "sum_abs",
+    "mean_abs": "sum_abs",
+    "sum_squares": "sum_squares",
+    "l2": "sum_squares",
+    "max": "max",
+}
+
+
 def reduction_factor(kind: str, scale: float, pixels: int) -> float:
-    """What the exact sum or maximum of a plane is multiplied with; a float32."""
-    return float(np.float32(scale / pixels if kind == "mean" else scale))
+    """What the exact reduction of a plane, for ``l2`` its root, is multiplied with; a float32."""
+    factors = {"mean": scale / pixels, "mean_abs": scale / pixels, "sum_squares": scale * scale}
+    return float(np.float32(factors.get(kind, scale)))
+
+
+def reduction_fits(kind: str, pixels: int) -> bool:
+    """Whether the exact reduction of so many values stays within 32 bits."""
+    return pixels * (_MAX_SQUARE if INTEGER_REDUCTIONS[kind] == "sum_squares" else 255) <= MAX_SUM
 
 
 def _infer_reduce(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x = rules.operand(types, 0)
     rules.require_map_of(x, QUANTIZED)
-    if math.prod(x.shape[2:]) * 255 > MAX_SUM:
-        raise ValueError(f"sums over {math.prod(x.shape[2:])} pixels may leave 32 bits")
+    if not reduction_fits(attrs["kind"], math.prod(x.shape[2:])):
+        raise ValueError(f"{attrs['kind']} over {math.prod(x.shape[2:])} pixels may leave 32 bits")
     return (TensorType("f32", x.shape[:2]),)
 
 
 def _reduce(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     (x,) = arrays
     assert x is not None
-    exact = x.max(axis=(2, 3)) if attrs["kind"] == "max" else x.sum(axis=(2, 3), dtype=np.int64)
+    wide = x.astype(np.int64)
+    integers = {"sum": wide, "sum_abs": np.abs(wide), "sum_squares": wide * wide}
+    reduction = INTEGER_REDUCTIONS[attrs["kind"]]
+    exact = wide.max(axis=(2, 3)) if reduction == "max" else integers[reduction].sum(axis=(2, 3))
+    value = exact.astype(np.float32)
+    if attrs["kind"] == "l2":
+        value = np.sqrt(value)
     factor = reduction_factor(attrs["kind"], attrs["scale"], math.prod(x.shape[2:]))
-    return (exact.astype(np.float32) * np.float32(factor),)
+    return (value * np.float32(factor),)
 
 
 register(
@@ -254,6 +281,6 @@ register(
         _reduce,
         Channels.SPATIAL,
         zero_preserving=True,
-        attrs={"kind": Attribute(choice("sum", "mean", "max")), "scale": Attribute(positive)},
+        attrs={"kind": Attribute(choice(*INTEGER_REDUCTIONS)), "scale": Attribute(positive)},
     )
 )

@@ -99,6 +99,27 @@ CASES = [
         label="max",
     ),
     Case(
+        "quantized_spatial_reduce",
+        [signed(2, 3, 5, 4)],
+        lambda x: x.int().abs().sum((2, 3)).float() * np.float32(0.5 / 20),
+        {"kind": "mean_abs", "scale": 0.5},
+        label="mean_abs",
+    ),
+    Case(
+        "quantized_spatial_reduce",
+        [signed(2, 3, 5, 4)],
+        lambda x: x.int().square().sum((2, 3)).float() * 0.25,
+        {"kind": "sum_squares", "scale": 0.5},
+        label="sum_squares",
+    ),
+    Case(
+        "quantized_spatial_reduce",
+        [unsigned(2, 3, 5, 4)],
+        lambda x: x.int().square().sum((2, 3)).float().sqrt() * 0.5,
+        {"kind": "l2", "scale": 0.5},
+        label="l2",
+    ),
+    Case(
         "max_pool2d",
         [unsigned(2, 3, 6, 7)],
         lambda x: torch.nn.functional.max_pool2d(x.float(), 3, 2, 1).to(torch.uint8),
