@@ -27,9 +27,10 @@ struct Finisher {
     prefetch_for_write(next_output + position);
     __builtin_prefetch(next_input + position, 0, 3);
   }
-  DYNPRUNE_INLINE Vec operator()(Vec sum, int64_t position) const {
+  // Of `width` pixels; the residual is not read beyond them.
+  DYNPRUNE_INLINE Vec operator()(Vec sum, int64_t position, int32_t width = kLanes) const {
     if constexpr (Plain) return plain(sum, bias);
-    return full(sum, channel, channel.residual ? load(channel.residual + position) : zero());
+    return full(sum, channel, channel.residual ? load_first(channel.residual + position, width) : zero());
   }
 };
 
@@ -124,7 +125,7 @@ DYNPRUNE_INLINE void column_3x3(const PlaneShape& out, const float* x, int32_t s
   for (int32_t row = 0; row < out.height; ++row, position += out.pitch) {
     finish.fetch(position);
     load_row(in);
-    const Vec v = finish(Column::full(row_into(middle, in, 2)), position);
+    const Vec v = finish(Column::full(row_into(middle, in, 2)), position, width);
     if (width >= kLanes) {
       store(y + position, v);
     } else if (position + kLanes <= int64_t{kBlock} * out.blocks) {

@@ -360,7 +360,7 @@ void conv_direct(const DirectShape& shape, const float* weights, const ConvCall&
     }
   };
   if (split.parts > 0) {
-    // Narrow tiles first: they take more outputs at a time, so that more rows of weights arrive at once.
+    // Narrow tiles first: faster on 7x7 maps with AVX2, the same elsewhere.
     const int width = split.full_vectors / split.parts, wide = split.full_vectors % split.parts;
     const int narrow = split.parts - wide;
     strips(begin, width, narrow);
