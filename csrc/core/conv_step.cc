@@ -80,12 +80,7 @@ cpu::Epilogue ConvStep::epilogue(const Plan& plan, const Context& context, const
       context.residual_planes[i] = plan.live_plane(context, p_.residual_map, out.index[i], p_.residual_live);
     residual = context.residual_planes;
   }
-  return {plan.flat_or_null(context, p_.bias),
-          p_.gate_is_mask && context.skip ? nullptr : plan.flat_or_null(context, p_.gate),
-          plan.flat_or_null(context, p_.shift),
-          residual,
-          p_.inner,
-          p_.outer};
+  return epilogue_of(plan, context, p_, residual);
 }
 
 void ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {

@@ -56,6 +56,17 @@ struct ConvParams {
   int64_t macs_per_pair = 0;  // multiply-adds per (live input, live output) pair
 };
 
+// What follows the sums of a convolution; `residual` as in cpu::Epilogue.
+inline cpu::Epilogue epilogue_of(const Plan& plan, const Context& context, const ConvParams& p,
+                                 const float* const* residual) {
+  return {plan.flat_or_null(context, p.bias),
+          p.gate_is_mask && context.skip ? nullptr : plan.flat_or_null(context, p.gate),
+          plan.flat_or_null(context, p.shift),
+          residual,
+          p.inner,
+          p.outer};
+}
+
 class ConvStep final : public Step {
  public:
   ConvStep(Plan& plan, ConvParams params);

@@ -42,15 +42,6 @@ ExpandDepthwiseStep::ExpandDepthwiseStep(const Plan& plan, ConvParams expand, Co
               depthwise_.direct.out};
 }
 
-cpu::Epilogue ExpandDepthwiseStep::Layer::epilogue(const Plan& plan, const Context& context) const {
-  return {plan.flat_or_null(context, p.bias),
-          p.gate_is_mask && context.skip ? nullptr : plan.flat_or_null(context, p.gate),
-          plan.flat_or_null(context, p.shift),
-          nullptr,
-          p.inner,
-          p.outer};
-}
-
 void ExpandDepthwiseStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& in = context.lists[expand_.p.in_list];
   const LiveList& middle = context.lists[expand_.p.out_list];
@@ -59,8 +50,9 @@ void ExpandDepthwiseStep::run(const Plan& plan, Context& context, ThreadTeam& te
   for (int32_t i = 0; i < out.count; ++i)
     context.write_planes[i] = plan.plane(context, depthwise_.p.out_map, out.index[i]);
   const Calls calls{
-      {context.read_planes, in.index, in.count, nullptr, nullptr, 0, expand_.epilogue(plan, context)},
-      {nullptr, out.index, 0, context.write_planes, out.index, out.count, depthwise_.epilogue(plan, context)},
+      {context.read_planes, in.index, in.count, nullptr, nullptr, 0, epilogue_of(plan, context, expand_.p, nullptr)},
+      {nullptr, out.index, 0, context.write_planes, out.index, out.count,
+       epilogue_of(plan, context, depthwise_.p, nullptr)},
       middle,
       context,
       context.residual_planes};

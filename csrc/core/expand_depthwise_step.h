@@ -27,7 +27,6 @@ class ExpandDepthwiseStep final : public Step {
   struct Layer {
     ConvParams p;
     cpu::DirectShape direct;
-    cpu::Epilogue epilogue(const Plan& plan, const Context& context) const;
   };
   struct Calls;  // of one image
   void run_channels(const Plan& plan, const Calls& calls, Share middle, Share planes, int64_t* expand_ns) const;
