@@ -67,6 +67,7 @@ class PlanBuilder:
     def winograd_input_scratch(
         self, in_channels: int, out_channels: int, m: int, shape: int, form: WinogradWeights
     ) -> int: ...
+    def bf16_winograd_pays(self, in_channels: int, out_channels: int, height: int, width: int) -> bool: ...
     def add_conv(
         self,
         name: str,
@@ -246,6 +247,7 @@ class PlanBuilder:
         in_list: int,
         out_list: int,
         pass_list: int,
+        winograd_scratch: int,
         macs_per_pair: int,
     ) -> None: ...
     def add_bf16_pack(

@@ -3,6 +3,7 @@
 
 #include "core/bf16_steps.h"
 #include "core/plan_builder.h"
+#include "cpu/bf16_cost.h"
 
 namespace dynprune {
 namespace {
@@ -11,7 +12,30 @@ constexpr int32_t kMaxInputChannels = 8192;  // of the kernels' tables for compa
 
 [[noreturn]] void fail(const std::string& what) { throw std::invalid_argument("plan: " + what); }
 
+// 3x3 taps, stride 1, padding 1.
+bool has_winograd_taps(const Bf16ConvParams& p, const cpu::PlaneShape& in, const cpu::PlaneShape& out) {
+  if (in.height != out.height || in.width != out.width || p.tap_offset.size() != 9) return false;
+  for (int32_t t = 0; t < 9; ++t) {
+    const int32_t row = t / 3 - 1, column = t % 3 - 1;
+    const auto i = static_cast<size_t>(t);
+    if (p.tap_offset[i] != row * out.pitch + column || p.tap_column[i] != column) return false;
+  }
+  return true;
+}
+
 }  // namespace
+
+bool PlanBuilder::bf16_winograd_pays(int32_t in_channels, int32_t out_channels, int32_t height, int32_t width) const {
+  if (!plan_->kernels->bf16->has_winograd) return false;
+  const int32_t blocks = (height * width + cpu::kBlock - 1) / cpu::kBlock;
+  cpu::Bf16ConvShape shape{};
+  shape.in_channels = in_channels;
+  shape.out_channels = out_channels;
+  shape.groups = 1;
+  shape.taps = 9;
+  shape.out = {height, width, width, blocks, nullptr};
+  return cpu::bf16_winograd_pays(*plan_->kernels, shape);
+}
 
 void PlanBuilder::add_bf16_conv(const std::string& name, Bf16ConvParams p) {
   check_group_map(p.in_map, p.in_channels, cpu::kBf16PerWord);
@@ -29,6 +53,9 @@ void PlanBuilder::add_bf16_conv(const std::string& name, Bf16ConvParams p) {
     fail(name + ": a depthwise bf16 convolution has equal channels and no residual");
   if (p.groups < 1 || p.in_channels % p.groups || p.out_channels % p.groups || (p.depthwise && p.groups != 1))
     fail(name + ": groups have to divide the channels");
+  if (p.winograd_scratch >= 0 && (!plan_->kernels->bf16->has_winograd || p.depthwise || p.groups != 1 ||
+                                  !has_winograd_taps(p, plan_->shape_of(p.in_map), plan_->shape_of(p.out_map))))
+    fail(name + ": not a Winograd convolution");
   check_list(p.in_list, p.in_channels);
   check_list(p.out_list, p.out_channels);
   check_list(p.pass_list, p.out_channels, true);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/bf16_cost.h"
+
 namespace dynprune {
 namespace {
 
@@ -34,24 +36,38 @@ Bf16ConvStep::Bf16ConvStep(Plan& plan, Bf16ConvParams params)
   for (int32_t k = 0; k < p_.out_channels; ++k)
     for (int32_t c = 0; c < columns; ++c)
       for (int32_t t = 0; t < taps; ++t, ++source) rows_[k * row_size + t * row_channels + c] = *source;
+  if (p_.winograd_scratch >= 0) {
+    const size_t weights = plan.kernels->bf16->winograd_sizes(shape_).weights;
+    winograd_weights_ = static_cast<uint16_t*>(plan.packed.allocate_bytes(weights * sizeof(uint16_t)));
+    plan.kernels->bf16->winograd_pack(shape_, p_.weights, winograd_weights_);
+  }
   p_.weights = nullptr;
 }
 
 size_t Bf16ConvStep::scratch_bytes(const Plan& plan) const {
-  return p_.depthwise ? static_cast<size_t>(p_.in_channels) * sizeof(int32_t)
-                      : plan.kernels->bf16->conv_scratch(shape_);
+  if (p_.depthwise) return static_cast<size_t>(p_.in_channels) * sizeof(int32_t);
+  const size_t direct = plan.kernels->bf16->conv_scratch(shape_);
+  if (p_.winograd_scratch < 0) return direct;
+  return std::max(direct, plan.kernels->bf16->winograd_sizes(shape_).thread_scratch * sizeof(float));
 }
 
 void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& in = context.lists[p_.in_list];
   const LiveList& out = context.lists[p_.out_list];
+  // The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
+  const double winograd =
+      p_.winograd_scratch >= 0 ? cpu::bf16_winograd_cycles(*plan.kernels, shape_, in.live, out.live) : 0.0;
+  const bool by_winograd = p_.winograd_scratch >= 0 && winograd < cpu::bf16_direct_cycles(shape_, in.live, out.live);
   if (context.record) {
     context.record->live_in = p_.model_inputs ? p_.model_inputs : in.count;
     context.record->live_out = out.count;
     context.record->macs =
         p_.macs_per_pair * (p_.model_inputs ? int64_t{p_.model_inputs} * out.count
                                             : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups));
-    context.record->kernel = p_.depthwise ? "bf16 depthwise" : p_.groups > 1 ? "bf16 grouped" : "bf16 direct";
+    context.record->kernel = p_.depthwise    ? "bf16 depthwise"
+                             : p_.groups > 1 ? "bf16 grouped"
+                             : by_winograd   ? "bf16 winograd F(4x4)"
+                                             : "bf16 direct";
   }
   const cpu::Bf16Weights weights{rows_, plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
                                  plan.flat_or_null(context, p_.shift)};
@@ -59,6 +75,8 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
                                group_planes(plan, context, p_.out_map), out.index, out.count};
   if (p_.depthwise) {
     run_depthwise(plan, context, team, weights, call);
+  } else if (by_winograd) {
+    run_winograd(plan, context, team, weights, call, out, winograd < kSerialCycles ? 1 : team.size());
   } else {
     const auto part = [&](int rank, int size) {
       plan.kernels->bf16->conv(shape_, weights, call, first_entry_of(out, kBf16PerWord, p_.adds, rank, size),
@@ -72,6 +90,45 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
       team.run([&](int rank) { part(rank, team.size()); });
   }
   if (p_.pass_list >= 0) pass_through(plan, context);
+}
+
+// Bands of rows, or inputs and then outputs, as ConvStep::run_winograd shares them.
+void Bf16ConvStep::run_winograd(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
+                                const cpu::Bf16ConvCall& call, const LiveList& out, int size) const {
+  const cpu::Bf16Kernels& kernels = *plan.kernels->bf16;
+  const cpu::WinogradShape shape = cpu::bf16_winograd_shape(shape_);
+  const cpu::WinogradBands bands = cpu::winograd_bands(shape, plan.kernels->lanes);
+  float* v = context.arena + p_.winograd_scratch;
+  const auto parallel = [&](auto&& body) {
+    if (size == 1)
+      body(0);
+    else
+      team.run(body);
+  };
+  const auto output = [&](cpu::TileRows rows, const float* from, int32_t first, int32_t last, int rank) {
+    if (first < last)
+      kernels.winograd_output(shape_, rows, winograd_weights_, weights, from, call, first, last,
+                              scratch_of(plan, context, rank));
+  };
+  if (size > 1 && size <= bands.most()) {
+    const int64_t own = cpu::winograd_band_scratch(*plan.kernels, shape, cpu::WinogradWeights::kOnTheFly, size);
+    parallel([&](int rank) {
+      const cpu::TileRows rows = bands.rows(rank, size);
+      kernels.winograd_input(shape_, rows, call, 0, call.n_in, v + rank * own);
+      output(rows, v + rank * own, 0, call.n_out, rank);
+    });
+    return;
+  }
+  const cpu::TileRows all = bands.rows(0, 1);
+  parallel([&](int rank) {
+    const Share words = share_of(planes_for(call.n_in, kBf16PerWord), rank, size);
+    kernels.winograd_input(shape_, all, call, words.first * kBf16PerWord,
+                           std::min(words.last * kBf16PerWord, call.n_in), v);
+  });
+  parallel([&](int rank) {
+    output(all, v, first_entry_of(out, kBf16PerWord, p_.adds, rank, size),
+           first_entry_of(out, kBf16PerWord, p_.adds, rank + 1, size), rank);
+  });
 }
 
 void Bf16ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,

@@ -18,9 +18,10 @@ struct Bf16ConvParams {
   const uint16_t* weights = nullptr;            // [K][C/groups][taps], read by the constructor only
   int32_t bias = -1, gate = -1, shift = -1;     // flat tensors [K]
   cpu::Clamp inner, outer;
-  int32_t in_list = -1;    // channels of the input that are stored
-  int32_t out_list = -1;   // channels to compute; without a residual also those that are stored
-  int32_t pass_list = -1;  // channels of which only the residual is shifted and clamped; -1 = none
+  int32_t in_list = -1;           // channels of the input that are stored
+  int32_t out_list = -1;          // channels to compute; without a residual also those that are stored
+  int32_t pass_list = -1;         // channels of which only the residual is shifted and clamped; -1 = none
+  int64_t winograd_scratch = -1;  // arena offset of the transformed input; -1 = not to run by Winograd
   int64_t macs_per_pair = 0;
 };
 
@@ -34,12 +35,15 @@ class Bf16ConvStep final : public Step {
  private:
   void run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
                      const cpu::Bf16ConvCall& call) const;
+  void run_winograd(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
+                    const cpu::Bf16ConvCall& call, const LiveList& out, int size) const;
   void pass_through(const Plan& plan, Context& context) const;
 
   Bf16ConvParams p_;
   TapMasks tap_masks_;
   cpu::Bf16ConvShape shape_{};
-  uint16_t* rows_;  // in the plan's packed memory
+  uint16_t* rows_;                        // in the plan's packed memory
+  uint16_t* winograd_weights_ = nullptr;  // there, too
 };
 
 // A float map, or graph input `input` [C][H][W], rounded to bf16, for the listed channels.

@@ -12,6 +12,7 @@ from dynprune_rt.backends.cpu.group_maps import check_stored, map_size, operands
 from dynprune_rt.backends.cpu.image_windows import record_windows, window_reader
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
 from dynprune_rt.backends.cpu.pass_through import passes_unchanged
+from dynprune_rt.backends.cpu.winograd_sites import is_winograd_shape
 from dynprune_rt.ir.graph import Node, Value
 
 
@@ -27,8 +28,9 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
     check_stored(node, residual)
 
     weights = np.ascontiguousarray(recorder.graph.constant(weight))
-    stride, kernel = tuple(node.attrs["stride"]), (weights.shape[2], weights.shape[3])
-    taps = convolution_taps(map_size(x), map_size(y), kernel, stride, node.attrs["padding"], node.attrs["dilation"])
+    stride, padding, dilation = (tuple(node.attrs[name]) for name in ("stride", "padding", "dilation"))
+    kernel = (weights.shape[2], weights.shape[3])
+    taps = convolution_taps(map_size(x), map_size(y), kernel, stride, padding, dilation)
     macs_per_pair = math.prod(map_size(y)) * math.prod(kernel)
     facts = LayerFacts(node.name, "conv2d", in_channels, out_channels, macs_per_pair * math.prod(weights.shape[:2]))
     model_inputs = 0
@@ -46,6 +48,9 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
     source.pitch_class.require(taps.reach)
 
     out_list = recorder.live_list(y) if residual is None else recorder.list_of(node.computed, None, out_channels)
+    site = None
+    if not model_inputs and is_winograd_shape(kernel, stride, dilation, padding, groups):
+        site = recorder.winograd.add_bf16(in_channels, out_channels, out)
     outer = tuple(node.attrs["outer"])
     pass_list = None
     if node.computed is not None and residual is not None and not passes_unchanged(residual, shift, outer):
@@ -74,6 +79,7 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
             in_list=in_list.index,
             out_list=out_list.index,
             pass_list=-1 if pass_list is None else pass_list.index,
+            winograd_scratch=-1 if site is None else recorder.winograd.scratch(site),
             macs_per_pair=macs_per_pair,
         ),
         facts,

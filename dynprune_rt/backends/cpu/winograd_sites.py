@@ -11,6 +11,14 @@ from dynprune_rt.backends.cpu.storage import Arena, MapView
 from dynprune_rt.ir.graph import Value
 
 
+def is_winograd_shape(
+    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...], groups: int
+) -> bool:
+    """True where the Winograd kernels apply: 3x3, stride 1, padding 1."""
+    plain = stride == (1, 1) and dilation == (1, 1) and padding == (1, 1, 1, 1) and groups == 1
+    return plain and kernel == (3, 3)
+
+
 @dataclass(eq=False)
 class KeptInput:
     """A transformed input that convolutions go on with, each transforming what changed (csrc/core/conv_step.h)."""
@@ -28,6 +36,7 @@ class WinogradSite:
     out_channels: int
     out: MapView
     few_tiles: bool  # output channels fill the vectors instead
+    bf16: bool = False  # maps of two channels per word
     kept: KeptInput | None = None
     turn: int = 0
     changed: LiveListRef | None = None
@@ -35,6 +44,8 @@ class WinogradSite:
     @property
     def m(self) -> int:
         """Tile size of F(m x m, 3x3). 4 saves more multiplications, 2 fills vectors on smaller maps."""
+        if self.bf16:
+            return 4
         return 4 if min(self.out.height, self.out.width) > (4 if self.few_tiles else 11) else 2
 
     @property
@@ -43,6 +54,8 @@ class WinogradSite:
         transforming the live ones of each image costs less than fetching up to four times the bytes."""
         if self.few_tiles:
             return _C.WinogradWeights.channel_lanes
+        if self.bf16:
+            return _C.WinogradWeights.on_the_fly
         transformed = 4 * (self.m + 2) ** 2 * self.in_channels * self.out_channels
         return _C.WinogradWeights.on_the_fly if transformed > (64 << 10) else _C.WinogradWeights.transformed
 
@@ -93,6 +106,14 @@ class WinogradSites:
                 site.kept, site.turn, site.changed = former.kept, former.turn + 1, changed
                 site.kept.sites.append(site)
             self._readers[x] = site
+        return site
+
+    def add_bf16(self, in_channels: int, out_channels: int, out: MapView) -> WinogradSite | None:
+        """The site of a convolution of bf16 maps; None where their direct kernel is as fast."""
+        if not self._builder.bf16_winograd_pays(in_channels, out_channels, out.height, out.width):
+            return None
+        site = WinogradSite(in_channels, out_channels, out, few_tiles=False, bf16=True)
+        self._sites.append(site)
         return site
 
     def map_updated(self, value: Value, source: Value, changed: LiveListRef) -> None:
