@@ -248,6 +248,7 @@ class PlanBuilder:
         out_list: int,
         pass_list: int,
         winograd_scratch: int,
+        kept_input: tuple[int, int, int],
         macs_per_pair: int,
     ) -> None: ...
     def add_bf16_pack(

@@ -1,4 +1,5 @@
 // The part of PlanBuilder that checks and adds steps on bf16 maps.
+#include <algorithm>
 #include <stdexcept>
 
 #include "core/bf16_steps.h"
@@ -56,6 +57,8 @@ void PlanBuilder::add_bf16_conv(const std::string& name, Bf16ConvParams p) {
   if (p.winograd_scratch >= 0 && (!plan_->kernels->bf16->has_winograd || p.depthwise || p.groups != 1 ||
                                   !has_winograd_taps(p, plan_->shape_of(p.in_map), plan_->shape_of(p.out_map))))
     fail(name + ": not a Winograd convolution");
+  check_list(p.kept_input.changed, p.in_channels, true);
+  plan_->kept_inputs = std::max(plan_->kept_inputs, p.kept_input.slot + 1);
   check_list(p.in_list, p.in_channels);
   check_list(p.out_list, p.out_channels);
   check_list(p.pass_list, p.out_channels, true);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "cpu/bf16_cost.h"
 
@@ -54,10 +55,7 @@ size_t Bf16ConvStep::scratch_bytes(const Plan& plan) const {
 void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& in = context.lists[p_.in_list];
   const LiveList& out = context.lists[p_.out_list];
-  // The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
-  const double winograd =
-      p_.winograd_scratch >= 0 ? cpu::bf16_winograd_cycles(*plan.kernels, shape_, in.live, out.live) : 0.0;
-  const bool by_winograd = p_.winograd_scratch >= 0 && winograd < cpu::bf16_direct_cycles(shape_, in.live, out.live);
+  const WinogradChoice winograd = p_.winograd_scratch >= 0 ? choose_winograd(plan, context, in, out) : WinogradChoice{};
   if (context.record) {
     context.record->live_in = p_.model_inputs ? p_.model_inputs : in.count;
     context.record->live_out = out.count;
@@ -66,7 +64,7 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
                                             : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups));
     context.record->kernel = p_.depthwise    ? "bf16 depthwise"
                              : p_.groups > 1 ? "bf16 grouped"
-                             : by_winograd   ? "bf16 winograd F(4x4)"
+                             : winograd.pays ? "bf16 winograd F(4x4)"
                                              : "bf16 direct";
   }
   const cpu::Bf16Weights weights{rows_, plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
@@ -75,8 +73,8 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
                                group_planes(plan, context, p_.out_map), out.index, out.count};
   if (p_.depthwise) {
     run_depthwise(plan, context, team, weights, call);
-  } else if (by_winograd) {
-    run_winograd(plan, context, team, weights, call, out, winograd < kSerialCycles ? 1 : team.size());
+  } else if (winograd.pays) {
+    run_winograd(plan, context, team, weights, call, out, winograd);
   } else {
     const auto part = [&](int rank, int size) {
       plan.kernels->bf16->conv(shape_, weights, call, first_entry_of(out, kBf16PerWord, p_.adds, rank, size),
@@ -92,42 +90,66 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
   if (p_.pass_list >= 0) pass_through(plan, context);
 }
 
+// The choice rests on what is live, also when skipping is off, and not on threads: the same kernel, the same bits.
+Bf16ConvStep::WinogradChoice Bf16ConvStep::choose_winograd(const Plan& plan, Context& context, const LiveList& in,
+                                                           const LiveList& out) const {
+  WinogradChoice choice;
+  // Valid again only once this convolution has transformed its input.
+  if (p_.kept_input.slot >= 0) choice.before = std::exchange(context.kept_inputs[p_.kept_input.slot], {});
+  const bool kept = p_.kept_input.changed >= 0 && choice.before.turn == p_.kept_input.turn - 1;
+  const int32_t changed = kept ? context.lists[p_.kept_input.changed].live : in.live;
+  choice.cycles = cpu::bf16_winograd_cycles(*plan.kernels, shape_, in.live, changed, out.live);
+  choice.pays = choice.cycles < cpu::bf16_direct_cycles(shape_, in.live, out.live);
+  return choice;
+}
+
 // Bands of rows, or inputs and then outputs, as ConvStep::run_winograd shares them.
 void Bf16ConvStep::run_winograd(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
-                                const cpu::Bf16ConvCall& call, const LiveList& out, int size) const {
+                                const cpu::Bf16ConvCall& call, const LiveList& out,
+                                const WinogradChoice& choice) const {
   const cpu::Bf16Kernels& kernels = *plan.kernels->bf16;
   const cpu::WinogradShape shape = cpu::bf16_winograd_shape(shape_);
   const cpu::WinogradBands bands = cpu::winograd_bands(shape, plan.kernels->lanes);
+  const int size = choice.cycles < kSerialCycles ? 1 : team.size();
+  const bool banded = size > 1 && size <= bands.most();
+  const KeptInputState now{p_.kept_input.turn, banded ? size : 1};
+  const bool kept =
+      p_.kept_input.changed >= 0 && choice.before.turn == now.turn - 1 && choice.before.bands == now.bands;
+  const LiveList* changed = kept ? &context.lists[p_.kept_input.changed] : nullptr;
+  if (p_.kept_input.slot >= 0) context.kept_inputs[p_.kept_input.slot] = now;
+
   float* v = context.arena + p_.winograd_scratch;
+  const int32_t n_input = changed ? changed->count : call.n_in;
+  const auto input = [&](cpu::TileRows rows, Share share, float* to) {
+    kernels.winograd_input(shape_, rows, call, changed ? changed->index : nullptr, share.first, share.last, to);
+  };
+  const auto output = [&](cpu::TileRows rows, Share share, const float* from, int rank) {
+    if (share.first < share.last)
+      kernels.winograd_output(shape_, rows, winograd_weights_, weights, from, call, share.first, share.last,
+                              scratch_of(plan, context, rank));
+  };
   const auto parallel = [&](auto&& body) {
     if (size == 1)
       body(0);
     else
       team.run(body);
   };
-  const auto output = [&](cpu::TileRows rows, const float* from, int32_t first, int32_t last, int rank) {
-    if (first < last)
-      kernels.winograd_output(shape_, rows, winograd_weights_, weights, from, call, first, last,
-                              scratch_of(plan, context, rank));
-  };
-  if (size > 1 && size <= bands.most()) {
+  if (banded) {
     const int64_t own = cpu::winograd_band_scratch(*plan.kernels, shape, cpu::WinogradWeights::kOnTheFly, size);
     parallel([&](int rank) {
       const cpu::TileRows rows = bands.rows(rank, size);
-      kernels.winograd_input(shape_, rows, call, 0, call.n_in, v + rank * own);
-      output(rows, v + rank * own, 0, call.n_out, rank);
+      input(rows, {0, n_input}, v + rank * own);
+      output(rows, {0, call.n_out}, v + rank * own, rank);
     });
     return;
   }
   const cpu::TileRows all = bands.rows(0, 1);
+  parallel([&](int rank) { input(all, share_of(n_input, rank, size), v); });
   parallel([&](int rank) {
-    const Share words = share_of(planes_for(call.n_in, kBf16PerWord), rank, size);
-    kernels.winograd_input(shape_, all, call, words.first * kBf16PerWord,
-                           std::min(words.last * kBf16PerWord, call.n_in), v);
-  });
-  parallel([&](int rank) {
-    output(all, v, first_entry_of(out, kBf16PerWord, p_.adds, rank, size),
-           first_entry_of(out, kBf16PerWord, p_.adds, rank + 1, size), rank);
+    output(all,
+           {first_entry_of(out, kBf16PerWord, p_.adds, rank, size),
+            first_entry_of(out, kBf16PerWord, p_.adds, rank + 1, size)},
+           v, rank);
   });
 }
 

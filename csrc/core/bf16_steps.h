@@ -22,6 +22,7 @@ struct Bf16ConvParams {
   int32_t out_list = -1;          // channels to compute; without a residual also those that are stored
   int32_t pass_list = -1;         // channels of which only the residual is shifted and clamped; -1 = none
   int64_t winograd_scratch = -1;  // arena offset of the transformed input; -1 = not to run by Winograd
+  KeptInput kept_input;
   int64_t macs_per_pair = 0;
 };
 
@@ -35,8 +36,15 @@ class Bf16ConvStep final : public Step {
  private:
   void run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
                      const cpu::Bf16ConvCall& call) const;
+  // Whether one image runs by Winograd.
+  struct WinogradChoice {
+    bool pays = false;
+    double cycles = 0.0;
+    KeptInputState before;  // of the kept input
+  };
+  WinogradChoice choose_winograd(const Plan& plan, Context& context, const LiveList& in, const LiveList& out) const;
   void run_winograd(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
-                    const cpu::Bf16ConvCall& call, const LiveList& out, int size) const;
+                    const cpu::Bf16ConvCall& call, const LiveList& out, const WinogradChoice& choice) const;
   void pass_through(const Plan& plan, Context& context) const;
 
   Bf16ConvParams p_;

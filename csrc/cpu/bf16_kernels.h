@@ -94,9 +94,10 @@ static constexpr WinogradShape bf16_winograd_shape(const Bf16ConvShape& shape) {
 using Bf16WinogradSizesFn = WinogradSizes (*)(const Bf16ConvShape&);
 // [out_channels][in_channels][9] to [out_channels / 16][in_channels][9][16].
 using Bf16WinogradPackFn = void (*)(const Bf16ConvShape&, const uint16_t* weights, uint16_t* packed);
-// Transforms entries [first, last) of in_channel into v; first is even. All entries must be done before the output.
-using Bf16WinogradInputFn = void (*)(const Bf16ConvShape&, TileRows, const Bf16ConvCall&, int32_t first, int32_t last,
-                                     float* v);
+// Transforms entries [first, last) of in_channel, or of those that `positions` lists (null = all), into v. All must be
+// done before the output.
+using Bf16WinogradInputFn = void (*)(const Bf16ConvShape&, TileRows, const Bf16ConvCall&, const int32_t* positions,
+                                     int32_t first, int32_t last, float* v);
 // Computes entries [first, last) of out_channel. No word may be shared with another thread's entries. `packed` holds
 // the weights; those of `weights` are not read.
 using Bf16WinogradOutputFn = void (*)(const Bf16ConvShape&, TileRows, const uint16_t* packed,

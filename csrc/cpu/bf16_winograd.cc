@@ -37,15 +37,16 @@ struct HighHalves {
   static DYNPRUNE_INLINE Vec floats(Vec words) { return high_floats(_mm512_castps_si512(words)); }
 };
 
-void bf16_winograd_input(const Bf16ConvShape& conv, TileRows rows, const Bf16ConvCall& call, int32_t first,
-                         int32_t last, float* v) {
+void bf16_winograd_input(const Bf16ConvShape& conv, TileRows rows, const Bf16ConvCall& call, const int32_t* positions,
+                         int32_t first, int32_t last, float* v) {
   const TileGrid grid = tile_grid(conv.out, kTile, kLanes, rows);
   const int64_t stride = matrix_stride(grid, call.n_in);
-  for (int32_t i = first; i < last; i += kBf16PerWord) {
-    // Moved only, until a policy above has made floats of them.
-    const auto* words = reinterpret_cast<const float*>(call.input.data + i / kBf16PerWord * call.input.stride);
-    input_plane<kTile, LowHalves>(grid, conv.out, words, v + i * grid.stride, stride);
-    if (i + 1 < last) input_plane<kTile, HighHalves>(grid, conv.out, words, v + (i + 1) * grid.stride, stride);
+  for (int32_t i = first; i < last; ++i) {
+    const int32_t at = positions ? positions[i] : i;
+    // Words are only moved as floats, until a policy above has made floats of them.
+    const auto* words = reinterpret_cast<const float*>(call.input.data + at / kBf16PerWord * call.input.stride);
+    (at % kBf16PerWord ? input_plane<kTile, HighHalves> : input_plane<kTile, LowHalves>)(grid, conv.out, words,
+                                                                                         v + at * grid.stride, stride);
   }
 }
 

@@ -175,8 +175,9 @@ inline double winograd_channel_lanes_cycles(const WinogradShape& shape, int32_t 
   return cycles > stream ? cycles : stream;
 }
 
+// weight_bytes: of a stored weight.
 inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
-                              int32_t live_in, int32_t live_out) {
+                              int32_t live_in, int32_t live_out, double weight_bytes = sizeof(float)) {
   if (live_out <= 0) return 0;
   if (form == WinogradWeights::kChannelLanes) return winograd_channel_lanes_cycles(shape, live_in, live_out);
   const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
@@ -199,7 +200,7 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   const double cycles = start + transforms * grid.transforms() + elements * products;
 
   const double share = static_cast<double>(live_in) / shape.in_channels;
-  const double block_bytes = (on_the_fly ? 9 : elements) * kChannelBlock * sizeof(float);  // of one input
+  const double block_bytes = (on_the_fly ? 9 : elements) * kChannelBlock * weight_bytes;  // of one input
   const double bytes = block_bytes * live_in * blocks;
   const double stream =
       stream_cycles(bytes, block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock), share);

@@ -48,13 +48,16 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
     source.pitch_class.require(taps.reach)
 
     out_list = recorder.live_list(y) if residual is None else recorder.list_of(node.computed, None, out_channels)
-    site = None
-    if not model_inputs and is_winograd_shape(kernel, stride, dilation, padding, groups):
-        site = recorder.winograd.add_bf16(in_channels, out_channels, out)
     outer = tuple(node.attrs["outer"])
     pass_list = None
-    if node.computed is not None and residual is not None and not passes_unchanged(residual, shift, outer):
-        pass_list = recorder.list_of(None, node.computed, out_channels)
+    if node.computed is not None and residual is not None:
+        if not passes_unchanged(residual, shift, outer):
+            pass_list = recorder.list_of(None, node.computed, out_channels)
+        elif out is recorder.as_map(residual):
+            recorder.winograd.map_updated(y, residual, out_list)
+    site = None
+    if not model_inputs and is_winograd_shape(kernel, stride, dilation, padding, groups):
+        site = recorder.winograd.add_bf16(x, out_channels, out)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     gate_flat = None if gate is None else recorder.as_flat(gate)
     shift_flat = None if shift is None else recorder.as_flat(shift)
@@ -80,6 +83,7 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
             out_list=out_list.index,
             pass_list=-1 if pass_list is None else pass_list.index,
             winograd_scratch=-1 if site is None else recorder.winograd.scratch(site),
+            kept_input=(-1, 0, -1) if site is None else site.kept_input,
             macs_per_pair=macs_per_pair,
         ),
         facts,

@@ -94,7 +94,16 @@ class WinogradSites:
 
     def add(self, x: Value, out_channels: int, out: MapView) -> WinogradSite:
         """The site of a convolution of ``x``."""
-        site = WinogradSite(x.type.channels, out_channels, out, self._few_tiles(out.height, out.width))
+        few_tiles = self._few_tiles(out.height, out.width)
+        return self._add(x, WinogradSite(x.type.channels, out_channels, out, few_tiles))
+
+    def add_bf16(self, x: Value, out_channels: int, out: MapView) -> WinogradSite | None:
+        """The site of a convolution of the bf16 map ``x``; None where the direct kernel is as fast."""
+        if not self._builder.bf16_winograd_pays(x.type.channels, out_channels, out.height, out.width):
+            return None
+        return self._add(x, WinogradSite(x.type.channels, out_channels, out, few_tiles=False, bf16=True))
+
+    def _add(self, x: Value, site: WinogradSite) -> WinogradSite:
         self._sites.append(site)
         if x.live is None and not site.few_tiles:
             source, changed = self._updates.get(x, (None, None))
@@ -106,14 +115,6 @@ class WinogradSites:
                 site.kept, site.turn, site.changed = former.kept, former.turn + 1, changed
                 site.kept.sites.append(site)
             self._readers[x] = site
-        return site
-
-    def add_bf16(self, in_channels: int, out_channels: int, out: MapView) -> WinogradSite | None:
-        """The site of a convolution of bf16 maps; None where their direct kernel is as fast."""
-        if not self._builder.bf16_winograd_pays(in_channels, out_channels, out.height, out.width):
-            return None
-        site = WinogradSite(in_channels, out_channels, out, few_tiles=False, bf16=True)
-        self._sites.append(site)
         return site
 
     def map_updated(self, value: Value, source: Value, changed: LiveListRef) -> None:
