@@ -97,7 +97,10 @@ Bf16ConvStep::WinogradChoice Bf16ConvStep::choose_winograd(const Plan& plan, Con
   // Valid again only once this convolution has transformed its input.
   if (p_.kept_input.slot >= 0) choice.before = std::exchange(context.kept_inputs[p_.kept_input.slot], {});
   const bool kept = p_.kept_input.changed >= 0 && choice.before.turn == p_.kept_input.turn - 1;
-  const int32_t changed = kept ? context.lists[p_.kept_input.changed].live : in.live;
+  // Where there is nothing to go on with, later convolutions will go on with what this one transforms.
+  const double changed = kept                      ? context.lists[p_.kept_input.changed].live
+                         : p_.kept_input.slot >= 0 ? 0.5 * in.live
+                                                   : in.live;
   choice.cycles = cpu::bf16_winograd_cycles(*plan.kernels, shape_, in.live, changed, out.live);
   choice.pays = choice.cycles < cpu::bf16_direct_cycles(shape_, in.live, out.live);
   return choice;

@@ -20,13 +20,20 @@ inline double bf16_direct_cycles(const Bf16ConvShape& shape, int32_t live_in, in
 }
 
 // `changed`: inputs to be transformed, fewer than live_in where a transformed input was kept.
-inline double bf16_winograd_cycles(const KernelTable& table, const Bf16ConvShape& conv, int32_t live_in,
-                                   int32_t changed, int32_t live_out) {
+inline double bf16_winograd_cycles(const KernelTable& table, const Bf16ConvShape& conv, int32_t live_in, double changed,
+                                   int32_t live_out) {
+  if (live_out <= 0) return 0;
   const WinogradShape shape = bf16_winograd_shape(conv);
   const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
-  const double per_input = transform_cycles(table.lanes, shape.m).input[grid.kind()] * grid.transforms();
-  return winograd_cycles(table, shape, WinogradWeights::kOnTheFly, live_in, live_out, sizeof(uint16_t)) -
-         per_input * (live_in - changed);
+  // Of one vector of tiles, by TileGrid::kind(), and of 16 weights.
+  constexpr double kInput[] = {230.0, 205.0, 240.0}, kOutput[] = {250.0, 205.0, 240.0}, kWeights = 140.0;
+  const double transforms = kInput[grid.kind()] * changed + kOutput[grid.kind()] * live_out;
+  const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
+  const double full = ceil_div(live_out, kChannelBlock);
+  const double vectors = full > blocks / 2 ? full : blocks / 2;  // of weights, out of at most two blocks each
+  const double start = 1000.0;
+  return start + transforms * grid.transforms() + kWeights * vectors * live_in +
+         winograd_product_cycles(table, shape, grid, live_in, live_out);
 }
 
 // Is a second copy of the weights worth its memory?

@@ -175,18 +175,12 @@ inline double winograd_channel_lanes_cycles(const WinogradShape& shape, int32_t 
   return cycles > stream ? cycles : stream;
 }
 
-// weight_bytes: of a stored weight.
-inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
-                              int32_t live_in, int32_t live_out, double weight_bytes = sizeof(float)) {
-  if (live_out <= 0) return 0;
-  if (form == WinogradWeights::kChannelLanes) return winograd_channel_lanes_cycles(shape, live_in, live_out);
-  const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
+// Of the products of all elements of the tiles, tiles in the lanes.
+inline double winograd_product_cycles(const KernelTable& table, const WinogradShape& shape, const TileGrid& grid,
+                                      int32_t live_in, int32_t live_out) {
   const DirectTiles tiles = multiply_tiles(table.lanes);
-  const TransformCycles transform = transform_cycles(table.lanes, shape.m);
   const double elements = (shape.m + 2) * (shape.m + 2);
-  const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
   // Live outputs are multiplied in groups; how many tiles they make up.
-  const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const int group = live_out < kChannelBlock ? live_out : kChannelBlock;
   const DirectSplit& split = position_split(TileUse::kMultiply, table.lanes, group, grid.vectors, grid.half());
   const double groups = static_cast<double>(live_out) / group;
@@ -194,13 +188,25 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   const int calls = (split.parts + split.half_tile) * ceil_div(group, max_channels(tiles, widest));
   const double per_call = 25.0;  // of a register tile
   const double per_store = 2.0;  // of a vector of products
+  return elements * (groups * (live_in * split.cycles + per_call * calls) + per_store * live_out * grid.vectors);
+}
+
+inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
+                              int32_t live_in, int32_t live_out) {
+  if (live_out <= 0) return 0;
+  if (form == WinogradWeights::kChannelLanes) return winograd_channel_lanes_cycles(shape, live_in, live_out);
+  const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
+  const TransformCycles transform = transform_cycles(table.lanes, shape.m);
+  const double elements = (shape.m + 2) * (shape.m + 2);
+  const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
+  const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const double start = 1000.0;
   const double transforms = transform.input[grid.kind()] * live_in + transform.output[grid.kind()] * live_out;
-  const double products = groups * (live_in * split.cycles + per_call * calls) + per_store * live_out * grid.vectors;
-  const double cycles = start + transforms * grid.transforms() + elements * products;
+  const double cycles =
+      start + transforms * grid.transforms() + winograd_product_cycles(table, shape, grid, live_in, live_out);
 
   const double share = static_cast<double>(live_in) / shape.in_channels;
-  const double block_bytes = (on_the_fly ? 9 : elements) * kChannelBlock * weight_bytes;  // of one input
+  const double block_bytes = (on_the_fly ? 9 : elements) * kChannelBlock * sizeof(float);  // of one input
   const double bytes = block_bytes * live_in * blocks;
   const double stream =
       stream_cycles(bytes, block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock), share);
