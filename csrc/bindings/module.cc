@@ -575,8 +575,12 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
           py::arg("in_live") = -1)
       .def("add_bf16_unpack", &PyPlanBuilder::add_bf16_unpack, py::arg("name"), py::kw_only(), py::arg("in_map"),
            py::arg("out_map"), py::arg("list"))
-      .def("add_bf16_reduce", &PyPlanBuilder::add_bf16_reduce, py::arg("name"), py::kw_only(), py::arg("kind"),
-           py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
+      .def(
+          "add_bf16_reduce",
+          [](PyPlanBuilder& b, const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat,
+             int32_t list, int32_t before) { b.add_bf16_reduce(name, {kind, in_map, out_flat, list, before}); },
+          py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_flat"), py::arg("list"),
+          py::arg("before") = -1)
       .def(
           "add_bf16_linear",
           [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const HalfArray& weights,

@@ -90,15 +90,14 @@ void PlanBuilder::add_bf16_unpack(const std::string& name, int32_t in_map, int32
   append(name, "cast", std::make_unique<Bf16UnpackStep>(in_map, out_map, list));
 }
 
-void PlanBuilder::add_bf16_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat,
-                                  int32_t list) {
-  check_flat(out_flat, false);
-  const auto size = static_cast<int32_t>(plan_->flats[static_cast<size_t>(out_flat)].size());
-  check_group_map(in_map, size, cpu::kBf16PerWord);
-  check_list(list, size);
-  const cpu::PlaneShape& shape = plan_->shape_of(in_map);
-  need_thread_scratch(Bf16ReduceStep::scratch_bytes(shape));
-  append(name, "spatial_reduce", std::make_unique<Bf16ReduceStep>(kind, in_map, out_flat, list));
+void PlanBuilder::add_bf16_reduce(const std::string& name, Bf16ReduceStep::Params p) {
+  check_flat(p.out_flat, false);
+  const auto size = static_cast<int32_t>(plan_->flats[static_cast<size_t>(p.out_flat)].size());
+  check_group_map(p.in_map, size, cpu::kBf16PerWord);
+  check_list(p.list, size);
+  check_mask(p.before, size);
+  need_thread_scratch(Bf16ReduceStep::scratch_bytes(plan_->shape_of(p.in_map)));
+  append(name, "spatial_reduce", std::make_unique<Bf16ReduceStep>(p));
 }
 
 void PlanBuilder::add_bf16_linear(const std::string& name, Bf16LinearStep::Params p) {

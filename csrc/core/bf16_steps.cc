@@ -223,35 +223,60 @@ void Bf16UnpackStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
 }
 
 void Bf16ReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
-  const LiveList& list = context.lists[list_];
-  const cpu::PlaneShape& shape = plan.shape_of(in_map_);
-  float* y = plan.flat(context, out_flat_);
+  const LiveList& list = context.lists[p_.list];
+  const cpu::PlaneShape& shape = plan.shape_of(p_.in_map);
+  float* y = plan.flat(context, p_.out_flat);
   record_list(context, list);
-  std::fill_n(y, plan.flats[static_cast<size_t>(out_flat_)].size(), 0.0f);
-  const int64_t plane_floats = static_cast<int64_t>(shape.blocks) * cpu::kBlock;
-  const int32_t planes = planes_for(list.count, kBf16PerWord), at_once = words_at_once(shape);
+  const auto channels_of_map = static_cast<size_t>(plan.flats[static_cast<size_t>(p_.out_flat)].size());
+  if (p_.before >= 0)
+    std::copy_n(plan.flat(context, p_.before), channels_of_map, y);
+  else
+    std::fill_n(y, channels_of_map, 0.0f);
+  const bool magnitudes = p_.kind == cpu::Reduce::kSumAbs || p_.kind == cpu::Reduce::kMeanAbs;
+  const bool sums = magnitudes || p_.kind == cpu::Reduce::kSum || p_.kind == cpu::Reduce::kMean;
+  cpu::PlaneShape reduced = shape;  // what the float kernel gets: the plane, or the sums of its blocks
+  if (sums) reduced.blocks = std::min(shape.blocks, cpu::kBf16SumBlocks);
+  const int64_t plane_floats = int64_t{cpu::kBlock} * (sums ? cpu::kBf16SumBlocks : shape.blocks);
+  // Of a stream in place, entries of the list are channels; of other maps they are positions.
+  const auto position = [&](int32_t entry) { return p_.before >= 0 ? list.index[entry] : entry; };
+  const auto widen = [&](int32_t word, float* to) {
+    const uint32_t* x = group_plane(plan, context, p_.in_map, word);
+    if (sums) return plan.kernels->bf16->sum(shape, magnitudes, x, to, to + plane_floats);
+    for (int32_t half = 0; half < kBf16PerWord; ++half, to += plane_floats) {
+      // The last block of the plane may end in positions that are no pixels.
+      std::fill_n(to + plane_floats - cpu::kBlock, cpu::kBlock, 0.0f);
+      plan.kernels->bf16->unpack(shape, shape, x, half, to);
+    }
+  };
+  // Where part `part` of the list begins; no word is cut.
+  const auto begin = [&](int32_t part, int32_t parts) {
+    auto at = static_cast<int32_t>(int64_t{list.count} * part / parts);
+    while (at > 0 && at < list.count && position(at) / kBf16PerWord == position(at - 1) / kBf16PerWord) --at;
+    return at;
+  };
+  const int32_t at_once = sums ? kMaxWordsAtOnce : words_at_once(shape);
   const auto part = [&](int rank, int size) {
-    const Share share = share_of((planes + at_once - 1) / at_once, rank, size);
     float* wide = scratch_of(plan, context, rank);
     const float* channels[kMaxWordsAtOnce * kBf16PerWord];
     float results[kMaxWordsAtOnce * kBf16PerWord];
-    for (int32_t batch = share.first; batch < share.last; ++batch) {
-      const int32_t first = batch * at_once * kBf16PerWord;
-      const int32_t count = std::min(at_once * kBf16PerWord, list.count - first);
-      for (int32_t i = 0; i < count; ++i) {
-        float* y_plane = wide + i * plane_floats;
-        // The last block of the plane may end in positions that are no pixels.
-        std::fill_n(y_plane + plane_floats - cpu::kBlock, cpu::kBlock, 0.0f);
-        const int32_t entry = first + i;
-        plan.kernels->bf16->unpack(shape, shape, group_plane(plan, context, in_map_, entry / kBf16PerWord),
-                                   entry % kBf16PerWord, y_plane);
-        channels[i] = y_plane;
+    const int32_t last = begin(rank + 1, size);
+    for (int32_t first = begin(rank, size); first < last;) {
+      int32_t words = 0, count = 0;
+      for (int32_t word = -1; first + count < last; ++count) {
+        const int32_t at = position(first + count);
+        if (at / kBf16PerWord != word) {
+          if (words == at_once) break;
+          word = at / kBf16PerWord;
+          widen(word, wide + int64_t{words++} * kBf16PerWord * plane_floats);
+        }
+        channels[count] = wide + ((words - 1) * kBf16PerWord + at % kBf16PerWord) * plane_floats;
       }
-      plan.kernels->plane_reduce(kind_, shape, channels, count, results);
+      plan.kernels->plane_reduce(p_.kind, reduced, channels, count, results);
       for (int32_t i = 0; i < count; ++i) y[list.index[first + i]] = results[i];
+      first += count;
     }
   };
-  if (planes * int64_t{shape.blocks} < kSerialPlaneBlocks)
+  if (int64_t{planes_for(list.count, kBf16PerWord)} * shape.blocks < kSerialPlaneBlocks)
     part(0, 1);
   else
     team.run([&](int rank) { part(rank, team.size()); });
@@ -264,8 +289,8 @@ int32_t Bf16ReduceStep::words_at_once(const cpu::PlaneShape& shape) {
 }
 
 size_t Bf16ReduceStep::scratch_bytes(const cpu::PlaneShape& shape) {
-  return sizeof(float) * static_cast<size_t>(shape.blocks) * cpu::kBlock * kBf16PerWord *
-         static_cast<size_t>(words_at_once(shape));
+  const int32_t blocks = std::max(words_at_once(shape) * shape.blocks, kMaxWordsAtOnce * cpu::kBf16SumBlocks);
+  return sizeof(float) * static_cast<size_t>(blocks) * cpu::kBlock * kBf16PerWord;
 }
 
 Bf16LinearStep::Bf16LinearStep(Plan& plan, Params params) : p_(params) {

@@ -78,11 +78,15 @@ class Bf16UnpackStep final : public Step {
   int32_t in_map_, out_map_, list_;
 };
 
-// The float reduction of every listed channel, 0 for the others.
+// The float reduction of every listed channel; the others are those of `before`, or 0.
 class Bf16ReduceStep final : public Step {
  public:
-  Bf16ReduceStep(cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list)
-      : kind_(kind), in_map_(in_map), out_flat_(out_flat), list_(list) {}
+  struct Params {
+    cpu::Reduce kind;
+    int32_t in_map, out_flat, list;
+    int32_t before = -1;  // flat: the same of a map that has the planes of all other channels; -1 = they are not live
+  };
+  explicit Bf16ReduceStep(Params params) : p_(params) {}
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
   static size_t scratch_bytes(const cpu::PlaneShape& shape);  // of one thread
@@ -91,8 +95,7 @@ class Bf16ReduceStep final : public Step {
   static constexpr int32_t kMaxWordsAtOnce = 8;
   static int32_t words_at_once(const cpu::PlaneShape& shape);
 
-  cpu::Reduce kind_;
-  int32_t in_map_, out_flat_, list_;
+  Params p_;
 };
 
 // As LinearStep, with bf16 weights.

@@ -65,7 +65,7 @@ class PlanBuilder {
   void add_bf16_conv(const std::string& name, Bf16ConvParams params);
   void add_bf16_pack(const std::string& name, Bf16PackStep::Params params);
   void add_bf16_unpack(const std::string& name, int32_t in_map, int32_t out_map, int32_t list);
-  void add_bf16_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list);
+  void add_bf16_reduce(const std::string& name, Bf16ReduceStep::Params params);
   void add_bf16_linear(const std::string& name, Bf16LinearStep::Params params);
   void add_bf16_max_pool(const std::string& name, cpu::PoolShape shape, int32_t in_map, int32_t out_map, int32_t list);
 

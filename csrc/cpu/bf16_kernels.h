@@ -115,6 +115,10 @@ using Bf16WindowsFn = void (*)(const WindowShape&, const float* x, uint32_t* y, 
 using Bf16WindowScratchFn = size_t (*)(const WindowShape&);
 // One half of each word into a float plane of equal size.
 using Bf16UnpackFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t half, float* y);
+// Sums, or sums of magnitudes, of both halves of a plane: block b of it is added to block b % kBf16SumBlocks of `low`
+// and of `high`, which start at zero. That is the order of plane_reduce, which makes one number of them.
+constexpr int kBf16SumBlocks = 4;
+using Bf16SumFn = void (*)(const PlaneShape&, bool magnitudes, const uint32_t* x, float* low, float* high);
 // Maximum over windows, NaN if there is one; what lies outside the map is not looked at.
 using Bf16MaxPoolScratchFn = size_t (*)(const PoolShape&);  // in words
 using Bf16MaxPoolFn = void (*)(const PoolShape&, const uint32_t* x, uint32_t* y, uint32_t* scratch);
@@ -144,6 +148,7 @@ struct Bf16Kernels {
   Bf16WindowScratchFn window_scratch;
   Bf16WindowsFn pack_windows;
   Bf16UnpackFn unpack;
+  Bf16SumFn sum;
   Bf16MaxPoolScratchFn max_pool_scratch;
   Bf16MaxPoolFn max_pool;
   Bf16LinearFn linear;

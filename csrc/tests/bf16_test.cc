@@ -309,6 +309,17 @@ void test_maps(const Kernels& kernels) {
     Bf16Map map(geometry, 2, 0, 0);
     map.randomize(random);
     map.pack({0, 1});
+    for (bool magnitudes : {false, true}) {
+      constexpr int kSums = kBf16SumBlocks * kBlock;
+      std::vector<float> got(2 * kSums, std::numeric_limits<float>::quiet_NaN()), want(2 * kSums, 0.0f);
+      kernels.table.sum(geometry.shape(), magnitudes, map.plane(0), got.data(), got.data() + kSums);
+      for (int32_t a = 0; a < 2; ++a)
+        map.for_each_pixel([&](int32_t y, int32_t x, int32_t p) {
+          const float v = wide(map.at(a, y, x));
+          want[static_cast<size_t>(a * kSums + p % kSums)] += magnitudes ? std::fabs(v) : v;
+        });
+      check(got == want, name + " sum");
+    }
     const float shift[2] = {0.5f, -0.25f};
     kernels.table.pass(geometry.shape(), 2, shift, {0.0f, 0.4f}, map.plane(0));
     bool equal = true;

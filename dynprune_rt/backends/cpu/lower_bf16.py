@@ -54,7 +54,7 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
         if not passes_unchanged(residual, shift, outer):
             pass_list = recorder.list_of(None, node.computed, out_channels)
         elif out is recorder.as_map(residual):
-            recorder.winograd.map_updated(y, residual, out_list)
+            recorder.updates[y] = residual, out_list
     site = None
     if not model_inputs and is_winograd_shape(kernel, stride, dilation, padding, groups):
         site = recorder.winograd.add_bf16(x, out_channels, out)
@@ -139,18 +139,24 @@ def lower_unpack(recorder: Recorder, node: Node) -> bool:
 
 
 def lower_bf16_reduce(recorder: Recorder, node: Node, x: Value) -> bool:
-    source, live = recorder.as_map(x), recorder.live_list(x)
-    y = recorder.new_flat(node.output)
+    source, live, kind = recorder.as_map(x), recorder.live_list(x), node.attrs["kind"]
+    before = None
+    if x in recorder.updates:  # channels that stayed keep their results
+        stream, changed = recorder.updates[x]
+        before = recorder.reduced.get((stream, kind))
+        live = live if before is None else changed
+    y = recorder.reduced[x, kind] = recorder.new_flat(node.output)
     recorder.step(
         lambda: recorder.builder.add_bf16_reduce(
             node.name,
-            kind=getattr(_C.Reduce, node.attrs["kind"]),
+            kind=getattr(_C.Reduce, kind),
             in_map=recorder.map_id(source),
             out_flat=recorder.flat_id(y),
             list=live.index,
+            before=recorder.flat_id(before),
         ),
         LayerFacts(node.name, node.op),
-        reads=[source],
+        reads=[source, before],
         writes=[y],
     )
     return True

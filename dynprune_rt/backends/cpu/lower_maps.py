@@ -142,7 +142,7 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
         pass_list = recorder.list_of(y.live, node.computed, out_channels)
     partly_kept = residual if free_pass and node.computed is not None else None
     if partly_kept is not None:
-        recorder.winograd.map_updated(y, partly_kept, out_list)
+        recorder.updates[y] = partly_kept, out_list
 
     site = None
     if recorder.winograd.fits(*_size(y)) and is_winograd_shape(kernel, stride, dilation, padding, groups):

@@ -73,11 +73,12 @@ class WinogradSites:
     convolution then finds the other channels transformed already.
     """
 
-    def __init__(self, builder: _C.PlanBuilder) -> None:
+    def __init__(self, builder: _C.PlanBuilder, updates: dict[Value, tuple[Value, LiveListRef]]) -> None:
+        """``updates``: as in `Recorder`, filled while sites are added."""
         self._builder = builder
         self._sites: list[WinogradSite] = []
         self._kept: list[KeptInput] = []
-        self._updates: dict[Value, tuple[Value, LiveListRef]] = {}
+        self._updates = updates
         self._readers: dict[Value, WinogradSite] = {}
         self._shared_scratch = -1
 
@@ -116,10 +117,6 @@ class WinogradSites:
                 site.kept.sites.append(site)
             self._readers[x] = site
         return site
-
-    def map_updated(self, value: Value, source: Value, changed: LiveListRef) -> None:
-        """``value`` lies in the planes of ``source`` and differs from it in the listed channels only."""
-        self._updates[value] = source, changed
 
     def place(self, arena: Arena, shape_id: Callable[[MapView], int]) -> None:
         """Reserve the memory: one scratch for all, and one for each kept input."""
