@@ -241,6 +241,7 @@ class PlanBuilder:
         tap_column: Sequence[int],
         bias: int,
         gate: int,
+        gate_is_mask: bool,
         shift: int,
         inner: Clamp,
         outer: Clamp,

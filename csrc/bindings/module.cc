@@ -529,10 +529,10 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
       "add_bf16_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
          const HalfArray& weights, int32_t model_inputs, bool depthwise, int32_t groups, bool adds,
-         std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column, int32_t bias, int32_t gate, int32_t shift,
-         std::pair<float, float> inner, std::pair<float, float> outer, int32_t in_list, int32_t out_list,
-         int32_t pass_list, int64_t winograd_scratch, std::tuple<int32_t, int32_t, int32_t> kept_input,
-         int64_t macs_per_pair) {
+         std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column, int32_t bias, int32_t gate,
+         bool gate_is_mask, int32_t shift, std::pair<float, float> inner, std::pair<float, float> outer,
+         int32_t in_list, int32_t out_list, int32_t pass_list, int64_t winograd_scratch,
+         std::tuple<int32_t, int32_t, int32_t> kept_input, int64_t macs_per_pair) {
         if (groups < 1 || weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels / groups) ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
           throw std::invalid_argument("plan: weights [K,C,R,S] expected");
@@ -550,6 +550,7 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
         p.weights = weights.data();
         p.bias = bias;
         p.gate = gate;
+        p.gate_is_mask = gate_is_mask;
         p.shift = shift;
         p.inner = clamp_of(inner);
         p.outer = clamp_of(outer);
@@ -563,9 +564,9 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
       py::arg("model_inputs"), py::arg("depthwise"), py::arg("groups"), py::arg("adds"), py::arg("tap_offset"),
-      py::arg("tap_column"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"),
-      py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"), py::arg("winograd_scratch"), py::arg("kept_input"),
-      py::arg("macs_per_pair"));
+      py::arg("tap_column"), py::arg("bias"), py::arg("gate"), py::arg("gate_is_mask"), py::arg("shift"),
+      py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
+      py::arg("winograd_scratch"), py::arg("kept_input"), py::arg("macs_per_pair"));
   builder
       .def(
           "add_bf16_pack",

@@ -67,7 +67,8 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
                              : winograd.pays ? "bf16 winograd F(4x4)"
                                              : "bf16 direct";
   }
-  const cpu::Bf16Weights weights{rows_, plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
+  const float* gate = p_.gate_is_mask && context.skip ? nullptr : plan.flat_or_null(context, p_.gate);
+  const cpu::Bf16Weights weights{rows_, plan.flat_or_null(context, p_.bias), gate,
                                  plan.flat_or_null(context, p_.shift)};
   const cpu::Bf16ConvCall call{group_planes(plan, context, p_.in_map),  in.index,  in.count,
                                group_planes(plan, context, p_.out_map), out.index, out.count};

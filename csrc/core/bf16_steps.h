@@ -17,6 +17,7 @@ struct Bf16ConvParams {
   std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
   const uint16_t* weights = nullptr;            // [K][C/groups][taps], read by the constructor only
   int32_t bias = -1, gate = -1, shift = -1;     // flat tensors [K]
+  bool gate_is_mask = false;  // every channel of out_list has gate 1: multiplied by only where skipping is off
   cpu::Clamp inner, outer;
   int32_t in_list = -1;           // channels of the input that are stored
   int32_t out_list = -1;          // channels to compute; without a residual also those that are stored

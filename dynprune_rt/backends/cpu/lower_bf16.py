@@ -60,6 +60,8 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
         site = recorder.winograd.add_bf16(x, out_channels, out)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     gate_flat = None if gate is None else recorder.as_flat(gate)
+    computed = y.live if node.computed is None else node.computed
+    gate_is_mask = gate is not None and recorder.is_own_mask(gate, computed)
     shift_flat = None if shift is None else recorder.as_flat(shift)
     recorder.step(
         lambda: recorder.builder.add_bf16_conv(
@@ -76,6 +78,7 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
             tap_column=[column for _, _, column in taps.offsets],
             bias=recorder.flat_id(bias_flat),
             gate=recorder.flat_id(gate_flat),
+            gate_is_mask=gate_is_mask,
             shift=recorder.flat_id(shift_flat),
             inner=tuple(node.attrs["inner"]),
             outer=outer,
