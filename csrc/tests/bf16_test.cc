@@ -245,6 +245,9 @@ void test_convolutions(const Kernels& kernels) {
         c.outer = relu;
         test_conv(kernels, c, seed++);
         c.live_first = c.gate = false;
+        c.inner = kUnbounded;
+        test_conv(kernels, c, seed++);
+        c.inner = relu6;
         c.shift = true;
         test_conv(kernels, c, seed++);
       }
