@@ -30,12 +30,15 @@ constexpr double stream_cycles(double bytes, double all, double live) {
   return all > kResidentWeights ? bytes / kStreamBytes * (2.0 - live) : 0.0;
 }
 
+constexpr double power(double base, int exponent) {
+  double result = 1.0;
+  for (int i = 0; i < exponent; ++i) result *= base;
+  return result;
+}
+
 // Expected number of blocks of `size` channels that hold one of `live` out of `channels`, were they random.
 constexpr double blocks_touched(int32_t channels, int32_t live, int size) {
-  const double dead = 1.0 - static_cast<double>(live) / channels;
-  double none = 1.0;
-  for (int i = 0; i < size; ++i) none *= dead;
-  return (1.0 - none) * ceil_div(channels, size);
+  return (1.0 - power(1.0 - static_cast<double>(live) / channels, size)) * ceil_div(channels, size);
 }
 
 constexpr double weight_bytes(const DirectShape& shape) {
@@ -53,9 +56,12 @@ constexpr RowTraffic row_traffic(const DirectShape& shape, int32_t live_in, int3
   const double row = static_cast<double>(shape.taps) * sizeof(float);  // of one input in the weights of an output
   const double line = row < 64 ? 64 : row;
   const double lines_of_row = shape.in_channels * row / line;
-  const double bytes = live_out * (lines_of_row < live_in ? lines_of_row : live_in) * line;
   const double share = static_cast<double>(live_in) / shape.in_channels;
-  const double gaps = share < 0.5 ? 1.0 + 5.0 * (0.5 - share) : 1.0;
+  // A line holds the weights of many inputs of one tap: few lines are without a live one.
+  const double touched = shape.taps == 1 ? lines_of_row * (1.0 - power(1.0 - share, static_cast<int>(line / row)))
+                                         : (lines_of_row < live_in ? lines_of_row : live_in);
+  const double bytes = live_out * touched * line;
+  const double gaps = shape.taps > 1 && share < 0.5 ? 1.0 + 5.0 * (0.5 - share) : 1.0;
   return {bytes, gaps, weight_bytes(shape) <= kResidentWeights};
 }
 
@@ -87,9 +93,10 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const RowTraffic rows = row_traffic(shape, live_in, live_out);
   // A tile takes a few vectors of every plane: of more pages than the first-level translation buffer holds.
   const double pages = out.blocks * kBlock * sizeof(float) > 4096 && live_in > 64 ? 2.5 * live_in * tile_count : 0.0;
-  const double wait = shape.taps == 1 && weight_bytes(shape) > kEvictedWeights ? kRowWait * rows.bytes : 0.0;
+  const bool waits = shape.taps == 1 && weight_bytes(shape) > kEvictedWeights && rows.resident;
+  const double wait = waits ? kRowWait * rows.bytes : 0.0;
   const double stream = rows.cycles(kStreamBytes);
-  const double overlap = shape.taps > 1 ? 0.75 : 1.0;  // of the shorter with the longer
+  const double overlap = 0.75;  // of the shorter with the longer
   return (cycles > stream ? cycles + (1.0 - overlap) * stream : stream + (1.0 - overlap) * cycles) + wait + pages;
 }
 
@@ -105,8 +112,9 @@ inline double channel_lanes_cycles(const StridedShape& shape, int32_t live_in, i
   const int groups = ceil_div(blocks, most);
   const double weights = static_cast<double>(blocks) / groups;  // blocks of a group
   const double steps = static_cast<double>(shape.taps) * live_in;
-  const double per_pixel = 1.8;                                       // to broadcast it
-  const double per_step = 1.2, per_tile = 130.0, per_vector = 130.0;  // per_vector: to transpose and store 16 x 16 sums
+  const double per_pixel = 1.8;  // to broadcast it
+  const double per_step = 1.2, per_tile = 130.0;
+  const double per_vector = 60.0 + 90.0 * tiling.rows;  // to transpose 16 x 16 sums and store each channel's rows
   const auto tile = [&](double pixels) {
     const double multiply_adds = weights * pixels;
     const double loads = weights + pixels * per_pixel;
