@@ -26,12 +26,12 @@ inline double bf16_winograd_cycles(const KernelTable& table, const Bf16ConvShape
   const WinogradShape shape = bf16_winograd_shape(conv);
   const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
   // Of one vector of tiles, by TileGrid::kind(), and of 16 weights.
-  constexpr double kInput[] = {230.0, 205.0, 240.0}, kOutput[] = {250.0, 205.0, 240.0}, kWeights = 140.0;
+  constexpr double kInput[] = {230.0, 205.0, 240.0}, kOutput[] = {320.0, 255.0, 250.0}, kWeights = 110.0;
   const double transforms = kInput[grid.kind()] * changed + kOutput[grid.kind()] * live_out;
   const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
   const double full = ceil_div(live_out, kChannelBlock);
   const double vectors = full > blocks / 2 ? full : blocks / 2;  // of weights, out of at most two blocks each
-  const double start = 1000.0;
+  const double start = 750.0;
   return start + transforms * grid.transforms() + kWeights * vectors * live_in +
          winograd_product_cycles(table, shape, grid, live_in, live_out);
 }

@@ -17,10 +17,12 @@ DYNPRUNE_INLINE void transform_output(const Vec* m, Vec* out, int out_step) {
     out[out_step] = sub(difference12, m[3]);
   } else {
     const Vec sum34 = add(m[3], m[4]), difference34 = sub(m[3], m[4]);
-    out[0] = add(m[0], add(sum12, sum34));
-    out[out_step] = fma(broadcast(2.0f), difference34, difference12);
-    out[2 * out_step] = fma(broadcast(4.0f), sum34, sum12);
-    out[3 * out_step] = add(m[5], fma(broadcast(8.0f), difference34, difference12));
+    // Columns of A^T times 1/4, -1/6, -1/6, 1/24, 1/24, 1 (transform_weights).
+    const Vec sixth = broadcast(-1.0f / 6), even = mul(sixth, sum12), odd = mul(sixth, difference12);
+    out[0] = fma(broadcast(1.0f / 24), sum34, fma(broadcast(0.25f), m[0], even));
+    out[out_step] = fma(broadcast(1.0f / 12), difference34, odd);
+    out[2 * out_step] = fnma(sixth, sum34, even);
+    out[3 * out_step] = add(m[5], fma(broadcast(1.0f / 3), difference34, odd));
   }
 }
 

@@ -29,14 +29,13 @@ DYNPRUNE_INLINE void transform_weights(const Vec* w, int step, Vec* out, int out
     out[2 * out_step] = fnma(half, w1, sum);
     out[3 * out_step] = w2;
   } else {
-    const Vec sixth = broadcast(-1.0f / 6), outer = mul(sixth, add(w0, w2));
-    out[0] = mul(broadcast(0.25f), w0);
-    out[out_step] = fma(sixth, w1, outer);
-    out[2 * out_step] = fnma(sixth, w1, outer);
-    const Vec far = fma(broadcast(1.0f / 24), w0, mul(broadcast(1.0f / 6), w2));
-    const Vec twelfth = broadcast(1.0f / 12);
-    out[3 * out_step] = fma(twelfth, w1, far);
-    out[4 * out_step] = fnma(twelfth, w1, far);
+    // Rows of G times 4, -6, -6, 24, 24, 1, which transform_output takes back: weights are transformed more often.
+    const Vec outer = add(w0, w2), far = fma(broadcast(4.0f), w2, w0), two = broadcast(2.0f);
+    out[0] = w0;
+    out[out_step] = add(outer, w1);
+    out[2 * out_step] = sub(outer, w1);
+    out[3 * out_step] = fma(two, w1, far);
+    out[4 * out_step] = fnma(two, w1, far);
     out[5 * out_step] = w2;
   }
 }
