@@ -21,7 +21,6 @@ from python_tests.backends.cpu.plan_checks import check_plan, execute
 from python_tests.quantization.networks import Network, gated_resnet, images
 from python_tests.quantization.test_quantize import GRAPHS
 
-
 #: With layers that run as Winograd on AVX512_BF16.
 BF16_GRAPHS = {**GRAPHS, "larger maps": lambda: gated_resnet(6, width=32, size=(18, 32), valued=True)}
 
