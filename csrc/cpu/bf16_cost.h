@@ -26,7 +26,7 @@ inline double bf16_winograd_cycles(const KernelTable& table, const Bf16ConvShape
   const WinogradShape shape = bf16_winograd_shape(conv);
   const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
   // Of one vector of tiles, by TileGrid::kind(), and of 16 weights.
-  constexpr double kInput[] = {230.0, 205.0, 240.0}, kOutput[] = {320.0, 255.0, 250.0}, kWeights = 110.0;
+  constexpr double kInput[] = {230.0, 205.0, 240.0}, kOutput[] = {320.0, 255.0, 250.0}, kWeights = 135.0;
   const double transforms = kInput[grid.kind()] * changed + kOutput[grid.kind()] * live_out;
   const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
   const double full = ceil_div(live_out, kChannelBlock);
