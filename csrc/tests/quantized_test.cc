@@ -33,6 +33,7 @@ std::vector<Kernels> usable_kernels() {
 #define ADD_KERNELS(ISA)                             \
   list.push_back({#ISA, {}});                        \
   fill_quantized_conv_##ISA(list.back().table);      \
+  fill_quantized_winograd_##ISA(list.back().table);  \
   fill_quantized_depthwise_##ISA(list.back().table); \
   fill_quantized_maps_##ISA(list.back().table)
   ADD_KERNELS(generic);
