@@ -1,4 +1,4 @@
-"""int8 convolutions by Winograd's algorithm: the bits of the plain integer reference, whichever kernel an image gets."""
+"""int8 convolutions as Winograd: the bits of the plain integer reference, whichever kernel an image gets."""
 
 from __future__ import annotations
 
