@@ -23,11 +23,7 @@ LiveList sublist(const LiveList& list, int32_t first, int32_t last) {
   return {a, count, live};
 }
 
-// How a convolution is computed, and what that is estimated to cost.
-struct Algorithm {
-  const char* name;
-  double cycles;
-};
+constexpr const char* kDirect = "direct";
 constexpr const char* kChannelLanes = "channel lanes";
 constexpr const char* kSmallMap = "small map";
 constexpr const char* kStem = "winograd F(4x4, 4x4)";
@@ -52,6 +48,10 @@ ConvStep::ConvStep(Plan& plan, ConvParams params) : p_(std::move(params)) {
   in_channels_ = in.channels() / p_.groups;
   out_channels_ = out.channels() / p_.groups;
   depthwise_ = in_channels_ == 1 && p_.groups > 1;
+  choice_ = plan.choices++;
+  const auto is_sum = [](const PoolOutput& p) { return p.kind == cpu::Reduce::kSum || p.kind == cpu::Reduce::kMean; };
+  sums_ = p_.winograd_m && !p_.pools.empty() && std::all_of(p_.pools.begin(), p_.pools.end(), is_sum);
+  if (sums_) plan.max_summed_channels = std::max(plan.max_summed_channels, out.channels());
   direct_ = {in_channels_, out_channels_, static_cast<int32_t>(p_.tap_offset.size()), p_.tap_offset.data(),
              plan.shape_of(out)};
   strided_ = {in_channels_, out_channels_, direct_.taps,      p_.tap_offset.data(), plan.shape_of(in).pitch,
@@ -90,24 +90,45 @@ void ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
     context.record->live_in = in.count;
     context.record->live_out = out.count;
   }
+  bool summed = false;
   if (depthwise_) {
     run_depthwise(plan, context, team, in, out);
   } else {
     for (int32_t g = 0; g < p_.groups; ++g) {
-      run_group(plan, context, team, g, sublist(in, g * in_channels_, (g + 1) * in_channels_),
-                sublist(out, g * out_channels_, (g + 1) * out_channels_));
+      summed = run_group(plan, context, team, g, sublist(in, g * in_channels_, (g + 1) * in_channels_),
+                         sublist(out, g * out_channels_, (g + 1) * out_channels_));
     }
   }
   if (p_.pass_list >= 0) pass_through(plan, context, team);
-  if (!p_.pools.empty()) reduce_pools(plan, context, team);
+  if (!p_.pools.empty()) reduce_pools(plan, context, team, summed);
 }
 
-void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
+// The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
+const AlgorithmChoice& ConvStep::choose(const Plan& plan, Context& context, int32_t live_in, int32_t live_out) const {
+  AlgorithmChoice& choice = context.choices[choice_];
+  if (choice.live_in == live_in && choice.live_out == live_out) return choice;
+  choice = {live_in, live_out, kDirect, cpu::direct_cycles(*plan.kernels, direct_, live_in, live_out)};
+  const auto consider = [&](const char* kernel, double cycles, bool alone = false) {
+    if (cycles >= choice.cycles && !alone) return;
+    choice.kernel = kernel;
+    choice.cycles = cycles;
+  };
+  if (p_.small_map) consider(kSmallMap, cpu::small_map_cycles(*plan.kernels, direct_, live_in, live_out));
+  if (p_.channel_lanes)
+    consider(kChannelLanes, cpu::channel_lanes_cycles(strided_, live_in, live_out), p_.stride_h * p_.stride_w > 1);
+  if (p_.stem) consider(kStem, cpu::stem_cycles(stem_, live_in, live_out));
+  if (p_.winograd_m)
+    consider(p_.winograd_m == 4 ? kWinograd4 : kWinograd2,
+             cpu::winograd_cycles(*plan.kernels, winograd_, p_.winograd_form, live_in, live_out));
+  return choice;
+}
+
+bool ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
                          const LiveList& out) const {
   // Valid again only once this convolution has transformed its input: it may return early or run another kernel.
   const KeptInputState before =
       p_.kept_input.slot >= 0 ? std::exchange(context.kept_inputs[p_.kept_input.slot], {}) : KeptInputState{};
-  if (out.count == 0) return;
+  if (out.count == 0) return false;
   const int32_t in_base = group * in_channels_, out_base = group * out_channels_;
   for (int32_t i = 0; i < in.count; ++i) context.read_planes[i] = plan.plane(context, p_.in_map, in.index[i]);
   for (int32_t i = 0; i < out.count; ++i) context.write_planes[i] = plan.plane(context, p_.out_map, out.index[i]);
@@ -127,27 +148,10 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     weights += static_cast<int64_t>(out_base) * in_channels_ * direct_.taps;
   }
 
-  // The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
-  Algorithm algorithm{"direct", cpu::direct_cycles(*plan.kernels, direct_, in.live, out.live)};
-  if (p_.small_map) {
-    const double cycles = cpu::small_map_cycles(*plan.kernels, direct_, in.live, out.live);
-    if (cycles < algorithm.cycles) algorithm = {kSmallMap, cycles};
-  }
-  if (p_.channel_lanes) {
-    const double cycles = cpu::channel_lanes_cycles(strided_, in.live, out.live);
-    if (cycles < algorithm.cycles || p_.stride_h * p_.stride_w > 1) algorithm = {kChannelLanes, cycles};
-  }
-  if (p_.stem) {
-    const double cycles = cpu::stem_cycles(stem_, in.live, out.live);
-    if (cycles < algorithm.cycles) algorithm = {kStem, cycles};
-  }
-  if (p_.winograd_m) {
-    const double cycles = cpu::winograd_cycles(*plan.kernels, winograd_, p_.winograd_form, in.live, out.live);
-    if (cycles < algorithm.cycles) algorithm = {p_.winograd_m == 4 ? kWinograd4 : kWinograd2, cycles};
-  }
+  const AlgorithmChoice& algorithm = choose(plan, context, in.live, out.live);
   if (context.record) {
     context.record->macs += p_.macs_per_pair * in.count * out.count;
-    context.record->kernel = algorithm.name;
+    context.record->kernel = algorithm.kernel;
   }
   const int size = algorithm.cycles < kSerialCycles ? 1 : team.size();
   const auto parallel = [&](auto&& body) {
@@ -157,36 +161,35 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
       team.run(body);
   };
 
-  if (algorithm.name == kWinograd4 || algorithm.name == kWinograd2) {
-    run_winograd(plan, context, call, before, size, parallel);
-    return;
+  if (algorithm.kernel == kWinograd4 || algorithm.kernel == kWinograd2) {
+    return run_winograd(plan, context, call, before, size, parallel);
   }
 
   // Threads share the pixels of a layer rather than its outputs where they then read less: all weights, instead of the
   // half of the input that the other core has written.
   const bool by_pixels = int64_t{plan.shape_of(p_.in_map).blocks} * cpu::kBlock > int64_t{call.n_out} * direct_.taps;
 
-  if (algorithm.name == kSmallMap) {
+  if (algorithm.kernel == kSmallMap) {
     parallel([&](int rank) {
       const Share share = share_of(call.n_out, rank, size);
       const cpu::ConvCall part = outputs_of(call, share.first, share.last);
       if (part.n_out > 0)
         plan.kernels->conv_small_map(direct_, weights, part, context.thread_scratch + rank * plan.thread_scratch_size);
     });
-    return;
+    return false;
   }
 
-  if (algorithm.name == kStem) {
+  if (algorithm.kernel == kStem) {
     const int32_t rows = (direct_.out.height + 3) / 4;
     parallel([&](int rank) {
       const Share row = share_of(rows, rank, size);
       plan.kernels->conv_stem(stem_, stem_weights_, call, row.first, row.last,
                               context.thread_scratch + rank * plan.thread_scratch_size);
     });
-    return;
+    return false;
   }
 
-  if (algorithm.name == kChannelLanes) {
+  if (algorithm.kernel == kChannelLanes) {
     // Outputs are split by whole blocks of weights; rows where there are too few blocks.
     const int32_t blocks = (call.n_out + cpu::kBlock - 1) / cpu::kBlock;
     const int32_t rows = direct_.out.height;
@@ -200,7 +203,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
         plan.kernels->conv_channel_lanes(strided_, lanes_weights_, part, row.first, row.last,
                                          context.thread_scratch + rank * plan.thread_scratch_size);
     });
-    return;
+    return false;
   }
 
   // Pixels are also split where there are too few live outputs to fill the tiles of every thread.
@@ -214,6 +217,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     if (part.n_out > 0 && pixels.first < pixels.last)
       plan.kernels->conv_direct(direct_, weights, part, pixels.first, pixels.last);
   });
+  return false;
 }
 
 // A thread takes a band of rows where there are enough of them: what another core has written costs about ten times
@@ -221,7 +225,7 @@ void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
 // (measured with two threads: a ResNet-18 1.88 instead of 1.6 times as fast as with one, a CIFAR ResNet-56 1.45 instead
 // of 1.25).
 template <class Parallel>
-void ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, KeptInputState before,
+bool ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& whole, KeptInputState before,
                             int size, const Parallel& parallel) const {
   float* v = context.arena + p_.winograd_scratch;
   const cpu::WinogradBands bands = cpu::winograd_bands(winograd_, plan.kernels->lanes);
@@ -231,6 +235,8 @@ void ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvC
                                 ? &context.lists[p_.kept_input.changed]
                                 : nullptr;
   if (p_.kept_input.slot >= 0) context.kept_inputs[p_.kept_input.slot] = now;
+  cpu::ConvCall call = whole;
+  if (sums_ && !banded) call.block_sums = context.block_sums;
   const int32_t n_input = changed ? changed->count : call.n_in;
   const auto input = [&](cpu::TileRows rows, Share share, float* to) {
     plan.kernels->winograd_input(winograd_, rows, p_.winograd_form, call, changed ? changed->index : nullptr,
@@ -248,11 +254,12 @@ void ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvC
       input(rows, {0, n_input}, v + rank * own);
       output(rows, {0, call.n_out}, v + rank * own, rank);
     });
-    return;
+    return false;
   }
   const cpu::TileRows all = bands.rows(0, 1);
   parallel([&](int rank) { input(all, share_of(n_input, rank, size), v); });
   parallel([&](int rank) { output(all, share_of(call.n_out, rank, size), v, rank); });
+  return sums_;
 }
 
 void ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const LiveList& in,
@@ -323,7 +330,7 @@ void ConvStep::pass_through(const Plan& plan, Context& context, ThreadTeam& team
     team.run([&](int rank) { part(rank, team.size()); });
 }
 
-void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team) const {
+void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team, bool summed) const {
   const LiveList& stored = context.lists[p_.stored_list];
   const int32_t channels = out_channels_ * p_.groups;
   for (const PoolOutput& pool : p_.pools) {
@@ -333,17 +340,40 @@ void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team
     else if (stored.count < channels)
       std::fill(y, y + channels, 0.0f);
   }
+  if (summed) fold_sums(plan, context);
+  const auto reduced = [&](const PoolOutput& pool) {
+    if (!summed) return pool.before >= 0 ? p_.out_list : p_.stored_list;
+    return pool.before >= 0 ? -1 : p_.pass_list;
+  };
   const auto part = [&](int rank, int size) {
     for (const PoolOutput& pool : p_.pools) {
-      const LiveList& list = pool.before >= 0 ? context.lists[p_.out_list] : stored;
+      if (reduced(pool) < 0) continue;
+      const LiveList& list = context.lists[reduced(pool)];
       reduce_channels(plan, context, pool.kind, p_.out_map, list, share_of(list.count, rank, size),
                       plan.flat(context, pool.flat));
     }
   };
-  if (static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
+  if (summed || static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
     part(0, 1);
   else
     team.run([&](int rank) { part(rank, team.size()); });
+}
+
+// The pooled values of the channels computed, from context.block_sums.
+void ConvStep::fold_sums(const Plan& plan, Context& context) const {
+  const LiveList& out = context.lists[p_.out_list];
+  const float pixels = static_cast<float>(int64_t{direct_.out.height} * direct_.out.width);
+  constexpr int32_t kAtOnce = 64;
+  float results[kAtOnce];
+  for (const PoolOutput& pool : p_.pools) {
+    float* y = plan.flat(context, pool.flat);
+    for (int32_t first = 0; first < out.count; first += kAtOnce) {
+      const int32_t n = std::min(out.count - first, kAtOnce);
+      plan.kernels->fold_block_sums(context.block_sums + int64_t{first} * cpu::kBlock, n,
+                                    pool.kind == cpu::Reduce::kMean ? pixels : 1.0f, results);
+      for (int32_t i = 0; i < n; ++i) y[out.index[first + i]] = results[i];
+    }
+  }
 }
 
 }  // namespace dynprune

@@ -74,6 +74,13 @@ struct KeptInputState {
   int32_t bands = 0;  // that the map was cut into
 };
 
+// How a convolution was computed last, so that equal live counts need no second estimate.
+struct AlgorithmChoice {
+  int32_t live_in = -1, live_out = -1;
+  const char* kernel = "";
+  double cycles = 0;  // estimated
+};
+
 // One image in flight.
 struct Context {
   float* arena = nullptr;  // pads are zero and stay zero
@@ -83,6 +90,8 @@ struct Context {
   const float** residual_planes = nullptr;
   float** write_planes = nullptr;
   KeptInputState* kept_inputs = nullptr;
+  AlgorithmChoice* choices = nullptr;
+  float* block_sums = nullptr;           // of the planes of one convolution (cpu::ConvCall)
   int32_t* channels = nullptr;           // renumbered channels of one group
   float* thread_scratch = nullptr;       // thread_scratch_size floats per rank
   const float* const* inputs = nullptr;  // this image of each graph input
@@ -116,6 +125,8 @@ struct Plan {
   int32_t max_channels = 1;
   int32_t list_pool_size = 0;
   int32_t kept_inputs = 0;
+  int32_t choices = 0;              // convolutions that choose among algorithms
+  int32_t max_summed_channels = 0;  // that a convolution adds up
 
   const cpu::PlaneShape& shape_of(const MapRef& map) const { return shapes[static_cast<size_t>(map.shape)]->view; }
   const cpu::PlaneShape& shape_of(int32_t map) const { return shape_of(maps[static_cast<size_t>(map)]); }

@@ -8,23 +8,14 @@
 
 #if defined(__AVX2__)
 
+#include "plane_combination.h"
 #include "winograd_channel_lanes.h"
+#include "winograd_groups.h"
 #include "winograd_input.h"
-#include "winograd_multiply.h"
 #include "winograd_output.h"
-#include "winograd_weights.h"
 
 namespace dynprune::cpu {
 namespace {
-
-constexpr int kGroup = 32;                     // outputs
-constexpr int64_t kCachedWeights = 128 << 10;  // floats: half of a second-level cache
-
-int32_t tile_elements(const WinogradShape& shape) { return (shape.m + 2) * (shape.m + 2); }
-
-// Floats of the transformed weights of one group and one tile element, for n inputs in rows of `step`. Whole vectors
-// are written at the end of a row, hence the slack.
-int64_t group_matrix(int64_t n_in, int64_t step) { return n_in * step + kChannelBlock; }
 
 WinogradSizes winograd_sizes(const WinogradShape& shape, WinogradWeights form) {
   const TileGrid grid = tile_grid(shape.out, shape.m, kLanes);
@@ -60,47 +51,11 @@ void winograd_input(const WinogradShape& shape, TileRows rows, [[maybe_unused]] 
 #endif
   const TileGrid grid = tile_grid(shape.out, shape.m, kLanes, rows);
   const int64_t stride = matrix_stride(grid, call.n_in);
+  const auto plane = shape.m == 4 ? &input_plane<4, FloatPixels> : &input_plane<2, FloatPixels>;
   for (int32_t i = first; i < last; ++i) {
     const int32_t at = positions ? positions[i] : i;
-    input_plane(grid, shape.out, shape.m, call.input[at], v + at * grid.stride, stride);
+    plane(grid, shape.out, call.input[at], v + at * grid.stride, stride);
   }
-}
-
-// Live outputs [first, last) of the call, all in one group.
-struct Group {
-  int32_t first, last;
-  int32_t count() const { return last - first; }
-};
-
-// Most outputs of a group. Stored weights of one block adjoin, and more gains nothing. On the fly, several partly live
-// blocks fill register tiles better, as long as their weights and V fit the second-level cache.
-int32_t group_limit(WinogradWeights form, int64_t n_in, int64_t elements) {
-  const bool fits = elements * n_in * kGroup <= 3 * kCachedWeights / 2;
-  return form == WinogradWeights::kOnTheFly && fits ? kGroup : kChannelBlock;
-}
-
-// The next group from `first` on: whole blocks of 16 channels as long as their live outputs fit.
-Group next_group(const ConvCall& call, int32_t first, int32_t last, int32_t most) {
-  int32_t end = first;
-  while (end < last) {
-    const int32_t block = call.out_channel[end] / kChannelBlock;
-    int32_t block_end = end;
-    while (block_end < last && call.out_channel[block_end] / kChannelBlock == block) ++block_end;
-    if (end > first && block_end - first > most) break;
-    end = block_end;
-  }
-  return {first, end};
-}
-
-// Transforms the weights of a group: u[t][input][output of the group], rows of `step`.
-void transform_group(const WinogradShape& shape, const ConvCall& call, const Group& group, const float* raw, float* u,
-                     int64_t step, int64_t stride) {
-  LiveLanes live[kGroup];
-  int32_t n = 0;
-  for (int32_t i = group.first; i < group.last; i += live[n++].count) {
-    live[n] = next_live_lanes(shape, call, raw, i, group.last);
-  }
-  (shape.m == 4 ? weight_tiles<4> : weight_tiles<2>)(live, n, call.in_channel, call.n_in, u, step, stride);
 }
 
 bool adjoin(const ConvCall& call, const Group& group) {
@@ -122,34 +77,21 @@ void winograd_output(const WinogradShape& shape, TileRows rows, WinogradWeights 
   float* products = thread_scratch;
   float* u = thread_scratch + out_matrix * elements;
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
-  const int32_t most = group_limit(form, call.n_in, elements);
+  const int32_t most = on_the_fly ? raw_group_limit(call.n_in, elements) : kChannelBlock;
   const int64_t stored_matrix = static_cast<int64_t>(shape.in_channels) * kChannelBlock;
   const bool cached = stored_matrix * elements * channel_blocks(shape.out_channels) <= kCachedWeights;
+  const auto store = shape.m == 4 ? &output_plane<4, OutputPlane> : &output_plane<2, OutputPlane>;
   for (Group group{first, first}, next = next_group(call, first, last, most); group.last < last;) {
     group = next;
     next = next_group(call, group.last, last, most);
     const int n_out = group.count();
-    const DirectSplit& split = position_split(TileUse::kMultiply, kLanes, n_out, grid.vectors, grid.half());
-    WeightPrefetcher prefetcher(kRawBlock, kRawBlock / 16, call.in_channel, call.n_in);
-    Multiply job{call.n_in,   call.in_channel,           kChannelBlock, grid.stride, grid.stride,
-                 &prefetcher, cached ? 0 : stored_matrix};
-    const float* weight[kGroup + 1];
     if (on_the_fly) {
-      job.step = ceil_div(n_out, 8) * 8;
-      const int64_t u_matrix = group_matrix(call.n_in, job.step);
-      transform_group(shape, call, group, packed, u, job.step, u_matrix);
-      for (int32_t i = next.first, seen = -1; i < next.last; ++i) {
-        const int32_t block = call.out_channel[i] / kChannelBlock;
-        if (block != seen) prefetcher.add_block(packed + static_cast<int64_t>(block) * shape.in_channels * kRawBlock);
-        seen = block;
-      }
-      int64_t tiles = 0;
-      for_each_tile(split, n_out, false, [&](const TileCall&) { ++tiles; });
-      prefetcher.spread(elements * tiles * (call.n_in / 4));
-      for (int k = 0; k < n_out; ++k) weight[k] = u + k;
-      multiply_elements<WeightLayout::kCompact>(job, split, elements, n_out, weight, u_matrix, v, v_matrix, products,
-                                                out_matrix);
+      multiply_raw_group(shape, grid, call, group, next, packed, v, products, u);
     } else {
+      const DirectSplit& split = position_split(TileUse::kMultiply, kLanes, n_out, grid.vectors, grid.half());
+      const Multiply job{call.n_in, call.in_channel,           kChannelBlock, grid.stride, grid.stride,
+                         nullptr,   cached ? 0 : stored_matrix};
+      const float* weight[kGroup + 1];
       for (int k = 0; k < n_out; ++k) {
         const int32_t channel = call.out_channel[group.first + k];
         weight[k] = packed + channel / kChannelBlock * elements * stored_matrix + channel % kChannelBlock;
@@ -162,7 +104,8 @@ void winograd_output(const WinogradShape& shape, TileRows rows, WinogradWeights 
       const int32_t at = group.first + k;
       const OutputPlane plane{call.output[at], &shape.out, &call.epilogue,
                               channel_epilogue(call.epilogue, call.out_channel[at], at)};
-      output_plane(grid, shape.m, plane, products + k * grid.stride, out_matrix);
+      store(grid, plane, products + k * grid.stride, out_matrix);
+      if (call.block_sums) sum_blocks(shape.out, plane.y, call.block_sums + int64_t{at} * kBlock);
     }
   }
 }

@@ -30,6 +30,7 @@ const FlatOp kFlatOps[] = {
     {"log_softmax", flat_log_softmax},
     {"cumsum", flat_cumsum},
     {"order", flat_order},
+    {"scatter_top", flat_scatter_top},
     {"linear", flat_linear},
     {"matmul", flat_matmul},
     {"group_norm", flat_group_norm},

@@ -2,7 +2,7 @@
 // of equal elements the one of the lower index comes first.
 #pragma once
 
-#include "kernels.h"
+#include "flat_shape.h"
 #include "vec_select.h"
 
 namespace dynprune::cpu {
@@ -59,16 +59,29 @@ const Ranked* sort_line(int64_t n, const float* x, int64_t step, bool descending
 // Lines of a gate are short: there, counting the elements that precede each one beats sorting.
 constexpr int kCountingLimit = kLanes == 16 ? 128 : kLanes == 8 ? 88 : 64;
 
+// Keys that ascend in the wanted order, for elements [0, n) and, as zeros, a vector beyond. False if there is a NaN.
+bool line_keys(int64_t n, const float* x, int64_t step, bool descending, float* key) {
+  float gathered[kCountingLimit];
+  if (step != 1) {
+    for (int64_t i = 0; i < n; ++i) gathered[i] = x[i * step];
+    x = gathered;
+  }
+  const Vec sign = broadcast(descending ? -1.0f : 1.0f);
+  Vec nans = zero();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vec value = load_first(x + i, n - i);
+    nans = add(nans, as_float(is_nan(value)));
+    store(key + i, mul(value, sign));
+    store(key + i + kLanes, zero());
+  }
+  return !any_lane(not_equal(nans, zero()));
+}
+
 // rank[i] = position of element i of the line in the wanted order. False if the line has a NaN, which
 // comparisons do not order. rank has room for kCountingLimit + kLanes floats.
 bool rank_line(int64_t n, const float* x, int64_t step, bool descending, float* rank) {
-  float key[kCountingLimit + kLanes];
-  for (int64_t i = 0; i < n; ++i) {
-    const float value = x[i * step];
-    if (value != value) return false;
-    key[i] = descending ? -value : value;
-  }
-  for (int64_t i = n; i < n + kLanes; ++i) key[i] = 0.0f;  // ranks of these are not read
+  float key[kCountingLimit + 2 * kLanes];
+  if (!line_keys(n, x, step, descending, key)) return false;
   float lane[kLanes];
   for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(i);
   const Vec lanes = load(lane);
@@ -78,19 +91,19 @@ bool rank_line(int64_t n, const float* x, int64_t step, bool descending, float* 
     const int64_t own_end = i + kLanes < n ? i + kLanes : n;
     int64_t j = 0;
     for (; j < i; j += 2) {  // equal elements before this one precede it
-      even = add(even, as_float(less_equal(broadcast(key[j]), own)));
-      odd = add(odd, as_float(less_equal(broadcast(key[j + 1]), own)));
+      even = count_lanes(even, less_equal(broadcast(key[j]), own));
+      odd = count_lanes(odd, less_equal(broadcast(key[j + 1]), own));
     }
     for (; j < own_end; ++j) {
       const Vec other = broadcast(key[j]);
       const Mask tie = mask_and(equal(other, own), less(broadcast(static_cast<float>(j - i)), lanes));
-      even = add(even, as_float(mask_or(less(other, own), tie)));
+      even = count_lanes(even, mask_or(less(other, own), tie));
     }
     for (; j + 1 < n; j += 2) {
-      even = add(even, as_float(less(broadcast(key[j]), own)));
-      odd = add(odd, as_float(less(broadcast(key[j + 1]), own)));
+      even = count_lanes(even, less(broadcast(key[j]), own));
+      odd = count_lanes(odd, less(broadcast(key[j + 1]), own));
     }
-    if (j < n) even = add(even, as_float(less(broadcast(key[j]), own)));
+    if (j < n) even = count_lanes(even, less(broadcast(key[j]), own));
     store(rank + i, add(even, odd));
   }
   return true;
@@ -127,6 +140,26 @@ void flat_order(const FlatCall& call) {
       }
     }
   }
+}
+
+// y = base, but `value` at the `count` first elements of x in the wanted order: topk, then scatter of one value, as
+// gates make their masks. ints: n, count, descending. in: x, base, value. scratch: kScratchPerElement * n floats.
+void flat_scatter_top(const FlatCall& call) {
+  const int64_t n = call.ints[0], count = call.ints[1];
+  const bool descending = call.ints[2] != 0;
+  const float *x = call.in[0].data, *base = call.in[1].data, value = *call.in[2].data;
+  float* y = call.out[0].data;
+  float rank[kCountingLimit + kLanes];
+  if (n <= kCountingLimit && rank_line(n, x, 1, descending, rank)) {
+    const Vec chosen = broadcast(value), end = broadcast(static_cast<float>(count));
+    for (int64_t i = 0; i < n; i += kLanes) {
+      store_first(y + i, n - i, select(less(load(rank + i), end), chosen, load_first(base + i, n - i)));
+    }
+    return;
+  }
+  const Ranked* order = sort_line(n, x, 1, descending, call.scratch);
+  copy_floats(n, base, y);
+  for (int64_t i = 0; i < count; ++i) y[order[i].index] = value;
 }
 
 }  // namespace

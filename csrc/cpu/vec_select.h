@@ -20,6 +20,9 @@ DYNPRUNE_INLINE Mask mask_and(Mask a, Mask b) { return static_cast<Mask>(a & b);
 DYNPRUNE_INLINE Mask mask_or(Mask a, Mask b) { return static_cast<Mask>(a | b); }
 DYNPRUNE_INLINE Mask mask_xor(Mask a, Mask b) { return static_cast<Mask>(a ^ b); }
 DYNPRUNE_INLINE Vec select(Mask m, Vec yes, Vec no) { return _mm512_mask_blend_ps(m, no, yes); }
+// counts + 1 where the mask is set.
+DYNPRUNE_INLINE Vec count_lanes(Vec counts, Mask m) { return _mm512_mask_add_ps(counts, m, counts, broadcast(1.0f)); }
+DYNPRUNE_INLINE bool any_lane(Mask m) { return m != 0; }
 DYNPRUNE_INLINE Vec vec_sqrt(Vec a) { return _mm512_sqrt_ps(a); }
 DYNPRUNE_INLINE Vec round_even(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 DYNPRUNE_INLINE Vec round_down(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
@@ -69,6 +72,8 @@ DYNPRUNE_INLINE Mask mask_and(Mask a, Mask b) { return _mm256_and_ps(a, b); }
 DYNPRUNE_INLINE Mask mask_or(Mask a, Mask b) { return _mm256_or_ps(a, b); }
 DYNPRUNE_INLINE Mask mask_xor(Mask a, Mask b) { return _mm256_xor_ps(a, b); }
 DYNPRUNE_INLINE Vec select(Mask m, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, m); }
+DYNPRUNE_INLINE Vec count_lanes(Vec counts, Mask m) { return add(counts, _mm256_and_ps(m, broadcast(1.0f))); }
+DYNPRUNE_INLINE bool any_lane(Mask m) { return _mm256_movemask_ps(m) != 0; }
 DYNPRUNE_INLINE Vec vec_sqrt(Vec a) { return _mm256_sqrt_ps(a); }
 DYNPRUNE_INLINE Vec round_even(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 DYNPRUNE_INLINE Vec round_down(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
@@ -137,6 +142,8 @@ DYNPRUNE_INLINE Mask mask_and(Mask a, Mask b) { return a & b; }
 DYNPRUNE_INLINE Mask mask_or(Mask a, Mask b) { return a | b; }
 DYNPRUNE_INLINE Mask mask_xor(Mask a, Mask b) { return a ^ b; }
 DYNPRUNE_INLINE Vec select(Mask m, Vec yes, Vec no) { return m ? yes : no; }
+DYNPRUNE_INLINE Vec count_lanes(Vec counts, Mask m) { return counts + (m ? Vec{1, 1, 1, 1} : Vec{0, 0, 0, 0}); }
+DYNPRUNE_INLINE bool any_lane(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
 DYNPRUNE_INLINE Vec vec_sqrt(Vec a) { return Vec{sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
 DYNPRUNE_INLINE Vec round_even(Vec a) { return Vec{rintf(a[0]), rintf(a[1]), rintf(a[2]), rintf(a[3])}; }
 DYNPRUNE_INLINE Vec round_down(Vec a) { return Vec{floorf(a[0]), floorf(a[1]), floorf(a[2]), floorf(a[3])}; }

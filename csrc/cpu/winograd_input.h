@@ -35,12 +35,17 @@ DYNPRUNE_INLINE void transform_input(const Vec* d, int step, Vec* out) {
 
 alignas(64) constexpr float kZeroRow[4 * kLanes] = {};
 
+// What the 32 bits of a pixel are: `floats` makes them float32, and zero out of zero bits.
+struct FloatPixels {
+  static DYNPRUNE_INLINE Vec floats(Vec bits) { return bits; }
+};
+
 // One vector of tiles, from tile (tile_row, tile_column) on, to v[t * stride]. Pixels outside the map are zero and
 // not read: neither pads nor the next row can touch a result. `Edge`: other tiles of the row lie in other vectors.
 //
 // Columns are transformed first, while the pixels lie as in the map: 4 vectors of 6 rows need 4 transforms instead of
 // 6, and what waits for the second half fits the registers.
-template <int M, int Segment, bool Edge>
+template <int M, int Segment, bool Edge, class Pixels>
 void input_tiles(const float* x, const PlaneShape& map, int32_t tile_row, int32_t tile_column, float* v,
                  int64_t stride) {
   constexpr int kSize = M + 2;
@@ -63,9 +68,9 @@ void input_tiles(const float* x, const PlaneShape& map, int32_t tile_row, int32_
     Vec d[kSize];
     DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) {
       if constexpr (kFloats >= kLanes) {
-        d[i] = load_lanes(pixels[j / kVectors * M + i] + j % kVectors * kLanes, mask[j % kVectors]);
+        d[i] = Pixels::floats(load_lanes(pixels[j / kVectors * M + i] + j % kVectors * kLanes, mask[j % kVectors]));
       } else {
-        d[i] = load_halves(pixels[2 * j * M + i], pixels[(2 * j + 1) * M + i], mask[0]);
+        d[i] = Pixels::floats(load_halves(pixels[2 * j * M + i], pixels[(2 * j + 1) * M + i], mask[0]));
       }
     }
     transform_input<M>(d, 1, columns[j]);
@@ -77,7 +82,7 @@ void input_tiles(const float* x, const PlaneShape& map, int32_t tile_row, int32_
     DYNPRUNE_UNROLL for (int i = 0; i < kSize; ++i) {
       const bool inside = pixels[i] != kZeroRow;
       d[i] = set_lane<0>(zero(), before && inside ? pixels[i] - 1 : kZeroRow);
-      d[i] = set_lane<kLanes - 1>(d[i], after && inside ? pixels[i] + kFloats : kZeroRow);
+      d[i] = Pixels::floats(set_lane<kLanes - 1>(d[i], after && inside ? pixels[i] + kFloats : kZeroRow));
     }
     transform_input<M>(d, 1, edges);
   }
@@ -99,18 +104,21 @@ void input_tiles(const float* x, const PlaneShape& map, int32_t tile_row, int32_
 
 using InputTilesFn = void (*)(const float*, const PlaneShape&, int32_t, int32_t, float*, int64_t);
 
+// By TileGrid::kind(), and for rows of several vectors.
+template <int M, class Pixels>
+constexpr InputTilesFn kInputTiles[kSegmentKinds] = {
 #if defined(__AVX512F__)
-#define INPUT_SEGMENTS(M) {&input_tiles<M, 16, false>, &input_tiles<M, 8, false>, &input_tiles<M, 4, false>}
-#else
-#define INPUT_SEGMENTS(M) {&input_tiles<M, 8, false>, &input_tiles<M, 4, false>}
+    &input_tiles<M, 16, false, Pixels>,
 #endif
-constexpr InputTilesFn kInputTiles[2][kSegmentKinds] = {INPUT_SEGMENTS(2), INPUT_SEGMENTS(4)};
-constexpr InputTilesFn kInputTilesOfLongRows[2] = {&input_tiles<2, kLanes, true>, &input_tiles<4, kLanes, true>};
+    &input_tiles<M, 8, false, Pixels>, &input_tiles<M, 4, false, Pixels>};
+template <int M, class Pixels>
+constexpr InputTilesFn kInputTilesOfLongRows = &input_tiles<M, kLanes, true, Pixels>;
 
 // All tiles of one plane to v[t * stride + lane].
-inline void input_plane(const TileGrid& grid, const PlaneShape& map, int32_t m, const float* x, float* v,
-                        int64_t stride) {
-  const InputTilesFn transform = grid.segments > 1 ? kInputTilesOfLongRows[m == 4] : kInputTiles[m == 4][grid.kind()];
+template <int M, class Pixels>
+void input_plane(const TileGrid& grid, const PlaneShape& map, const float* x, float* v, int64_t stride) {
+  const InputTilesFn transform =
+      grid.segments > 1 ? kInputTilesOfLongRows<M, Pixels> : kInputTiles<M, Pixels>[grid.kind()];
   for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
     for (int32_t s = 0; s < grid.segments; ++s) {
       transform(x, map, grid.first_row + row, s * grid.segment, v + grid.lane(row, s), stride);

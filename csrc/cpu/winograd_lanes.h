@@ -73,6 +73,12 @@ DYNPRUNE_INLINE Vec set_lane(Vec v, const float* p) {
   return _mm512_mask_broadcastss_ps(v, static_cast<__mmask16>(1u << Lane), _mm_load_ss(p));
 }
 
+// bf16 numbers as floats.
+DYNPRUNE_INLINE Vec load_bf16(const uint16_t* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
 // Half vectors: the lower half from `a`, the upper from `b`; masks and lanes count within a half.
 DYNPRUNE_INLINE Vec load_halves(const float* a, const float* b, LaneMask mask) {
   const __mmask8 half = static_cast<__mmask8>(mask);

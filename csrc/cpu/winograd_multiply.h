@@ -21,11 +21,11 @@ class WeightPrefetcher {
  public:
   static constexpr int kMaxBlocks = 32;
   WeightPrefetcher() = default;
-  // Inputs column[0..n) of blocks added by add_block(), `lines` cache lines each, over `steps` calls of next().
-  WeightPrefetcher(int64_t row_floats, int lines, const int32_t* column, int32_t n)
-      : row_floats_(row_floats), lines_(lines), n_(n), column_(column) {}
-  void add_block(const float* block) {
-    if (blocks_ < kMaxBlocks) block_[blocks_++] = block;
+  // Inputs column[0..n) of blocks added by add_block(), `row_bytes` each, over the steps that spread() says.
+  WeightPrefetcher(int64_t row_bytes, const int32_t* column, int32_t n)
+      : row_bytes_(row_bytes), lines_(static_cast<int>((row_bytes + 63) / 64)), n_(n), column_(column) {}
+  void add_block(const void* block) {
+    if (blocks_ < kMaxBlocks) block_[blocks_++] = static_cast<const char*>(block);
   }
   void spread(int64_t steps) {
     const int64_t total = static_cast<int64_t>(blocks_) * n_ * lines_;
@@ -40,15 +40,15 @@ class WeightPrefetcher {
   static constexpr int kMaxPerStep = 6;
   DYNPRUNE_INLINE void fetch_line() {
     if (at_ == n_) return;
-    __builtin_prefetch(block_[block_at_] + column_[at_] * row_floats_ + line_ * 16, 0, 2);
+    __builtin_prefetch(block_[block_at_] + column_[at_] * row_bytes_ + line_ * 64, 0, 2);
     if (++line_ < lines_) return;
     line_ = 0;
     if (++block_at_ < blocks_) return;
     block_at_ = 0;
     ++at_;
   }
-  const float* block_[kMaxBlocks];
-  int64_t row_floats_ = 0;
+  const char* block_[kMaxBlocks];
+  int64_t row_bytes_ = 0;
   int lines_ = 1, blocks_ = 0, per_step_ = 0;
   int32_t n_ = 0;
   const int32_t* column_ = nullptr;

@@ -17,19 +17,27 @@ DYNPRUNE_INLINE void transform_output(const Vec* m, Vec* out, int out_step) {
     out[out_step] = sub(difference12, m[3]);
   } else {
     const Vec sum34 = add(m[3], m[4]), difference34 = sub(m[3], m[4]);
-    out[0] = add(m[0], add(sum12, sum34));
-    out[out_step] = fma(broadcast(2.0f), difference34, difference12);
-    out[2 * out_step] = fma(broadcast(4.0f), sum34, sum12);
-    out[3 * out_step] = add(m[5], fma(broadcast(8.0f), difference34, difference12));
+    // Columns of A^T times 1/4, -1/6, -1/6, 1/24, 1/24, 1 (transform_weights).
+    const Vec sixth = broadcast(-1.0f / 6), even = mul(sixth, sum12), odd = mul(sixth, difference12);
+    out[0] = fma(broadcast(1.0f / 24), sum34, fma(broadcast(0.25f), m[0], even));
+    out[out_step] = fma(broadcast(1.0f / 12), difference34, odd);
+    out[2 * out_step] = fnma(sixth, sum34, even);
+    out[3 * out_step] = add(m[5], fma(broadcast(1.0f / 3), difference34, odd));
   }
 }
 
+// Where the rows of pixels of one output go. Another storage has a struct of its own with the same members; `slot`
+// numbers the rows of a vector of tiles, below kRowSlots.
 struct OutputPlane {
   float* y;
   const PlaneShape* map;
   const Epilogue* epilogue;
   ChannelEpilogue channel;
+  template <EpilogueKind Kind>
+  DYNPRUNE_INLINE void store_row(const ChannelFinish<Kind>& finish, int slot, int64_t position, uint32_t bits,
+                                 Vec v) const;
 };
+constexpr int kRowSlots = 16;
 
 // Finishes `v` and stores it at `position`; `bits` are the lanes that are pixels.
 template <EpilogueKind Kind>
@@ -53,9 +61,15 @@ DYNPRUNE_INLINE void finish_row(const OutputPlane& plane, const ChannelFinish<Ki
   }
 }
 
+template <EpilogueKind Kind>
+DYNPRUNE_INLINE void OutputPlane::store_row(const ChannelFinish<Kind>& finish, int, int64_t position, uint32_t bits,
+                                            Vec v) const {
+  finish_row<Kind>(*this, finish, position, bits, v);
+}
+
 // One vector of tiles, from tile (tile_row, tile_column) on, of m[t * stride].
-template <int M, int Segment, EpilogueKind Kind>
-void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_column, const float* m, int64_t stride) {
+template <int M, int Segment, EpilogueKind Kind, class Plane>
+void output_tiles(const Plane& plane, int32_t tile_row, int32_t tile_column, const float* m, int64_t stride) {
   constexpr int kSize = M + 2;
   constexpr int kFloats = M * Segment;
   Vec half[M * kSize];
@@ -78,15 +92,15 @@ void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_colum
         const int32_t y = (tile_row + j / kVectors) * M + i, x = j % kVectors * kLanes;
         const uint32_t pixels = static_cast<uint32_t>(bits >> x);
         if (y < map.height && (j % kVectors == 0 || pixels)) {
-          finish_row<Kind>(plane, finish, static_cast<int64_t>(y) * map.pitch + column + x, pixels, row[j]);
+          plane.store_row(finish, i * M + j, static_cast<int64_t>(y) * map.pitch + column + x, pixels, row[j]);
         }
       } else {
         DYNPRUNE_UNROLL for (int h = 0; h < kLanes / kFloats; ++h) {
           const int32_t y = (tile_row + j * (kLanes / kFloats) + h) * M + i;
           if (y < map.height) {
             const uint32_t pixels = static_cast<uint32_t>(bits) & ((1u << kFloats) - 1);
-            finish_row<Kind>(plane, finish, static_cast<int64_t>(y) * map.pitch + column, pixels,
-                             h ? upper_half(row[j]) : row[j]);
+            plane.store_row(finish, (i * M + j) * 2 + h, static_cast<int64_t>(y) * map.pitch + column, pixels,
+                            h ? upper_half(row[j]) : row[j]);
           }
         }
       }
@@ -94,22 +108,27 @@ void output_tiles(const OutputPlane& plane, int32_t tile_row, int32_t tile_colum
   }
 }
 
-using OutputTilesFn = void (*)(const OutputPlane&, int32_t, int32_t, const float*, int64_t);
+template <class Plane>
+using OutputTilesFn = void (*)(const Plane&, int32_t, int32_t, const float*, int64_t);
 
-#define OUTPUT_KINDS(M, SEGMENT)                                                                     \
-  {&output_tiles<M, SEGMENT, EpilogueKind::kPlain>, &output_tiles<M, SEGMENT, EpilogueKind::kGated>, \
-   &output_tiles<M, SEGMENT, EpilogueKind::kAdded>, &output_tiles<M, SEGMENT, EpilogueKind::kFull>}
+#define OUTPUT_KINDS(SEGMENT)                                                                                      \
+  {&output_tiles<M, SEGMENT, EpilogueKind::kPlain, Plane>, &output_tiles<M, SEGMENT, EpilogueKind::kGated, Plane>, \
+   &output_tiles<M, SEGMENT, EpilogueKind::kAdded, Plane>, &output_tiles<M, SEGMENT, EpilogueKind::kFull, Plane>}
+// By TileGrid::kind() and EpilogueKind.
+template <int M, class Plane>
 #if defined(__AVX512F__)
-#define OUTPUT_SEGMENTS(M) {OUTPUT_KINDS(M, 16), OUTPUT_KINDS(M, 8), OUTPUT_KINDS(M, 4)}
+constexpr OutputTilesFn<Plane> kOutputTiles[kSegmentKinds][kEpilogueKinds] = {OUTPUT_KINDS(16), OUTPUT_KINDS(8),
+                                                                              OUTPUT_KINDS(4)};
 #else
-#define OUTPUT_SEGMENTS(M) {OUTPUT_KINDS(M, 8), OUTPUT_KINDS(M, 4)}
+constexpr OutputTilesFn<Plane> kOutputTiles[kSegmentKinds][kEpilogueKinds] = {OUTPUT_KINDS(8), OUTPUT_KINDS(4)};
 #endif
-constexpr OutputTilesFn kOutputTiles[2][kSegmentKinds][kEpilogueKinds] = {OUTPUT_SEGMENTS(2), OUTPUT_SEGMENTS(4)};
+#undef OUTPUT_KINDS
 
 // All tiles of one plane from m[t * stride + lane].
-inline void output_plane(const TileGrid& grid, int32_t m, const OutputPlane& plane, const float* tiles,
-                         int64_t stride) {
-  const OutputTilesFn transform = kOutputTiles[m == 4][grid.kind()][static_cast<int>(epilogue_kind(*plane.epilogue))];
+template <int M, class Plane>
+void output_plane(const TileGrid& grid, const Plane& plane, const float* tiles, int64_t stride) {
+  const OutputTilesFn<Plane> transform =
+      kOutputTiles<M, Plane>[grid.kind()][static_cast<int>(epilogue_kind(*plane.epilogue))];
   for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
     for (int32_t s = 0; s < grid.segments; ++s) {
       transform(plane, grid.first_row + row, s * grid.segment, tiles + grid.lane(row, s), stride);

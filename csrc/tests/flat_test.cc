@@ -272,6 +272,24 @@ void test_order(const KernelTable& table) {
   }
 }
 
+void test_scatter_top(const KernelTable& table) {
+  Random random(9);
+  for (const int64_t n : {1, 3, 16, 33, 64, 88, 128, 129, 513}) {
+    for (int variant = 0; variant < 6; ++variant) {
+      const bool descending = variant % 2;
+      const Values x = variant / 2 == 0 ? with_specials(random, n) : ties(random, n, variant / 2 == 1);
+      const Values base = random.values(size_t(n)), value = {3.5f};
+      for (const int64_t count : {int64_t{1}, (n + 1) / 2, n}) {
+        const auto top = run(table, "order", {x}, {count, count}, {1, n, 1, 0, count, descending}, {}, 4 * n);
+        std::vector<double> expected(base.begin(), base.end());
+        for (const float at : top[1]) expected[size_t(at)] = value[0];
+        check("scatter_top", run(table, "scatter_top", {x, base, value}, {n}, {n, count, descending}, {}, 4 * n)[0],
+              expected);
+      }
+    }
+  }
+}
+
 void test_matrices(const KernelTable& table) {
   Random random(6);
   for (const int64_t n : kLengths) {
@@ -367,6 +385,7 @@ int main() {
     test_indexing(table);
     test_reductions(table);
     test_order(table);
+    test_scatter_top(table);
     test_matrices(table);
     test_space(table);
     test_coverage(table);

@@ -289,6 +289,21 @@ def _topk(node: Node) -> FlatStep:
     return _order(node, 0, node.attrs["k"], node.attrs["largest"])
 
 
+def scatters_top(scatter: Node, topk: Node) -> bool:
+    """Does ``scatter`` write one value at the indices of ``topk``, both along vectors, as gates make their masks?"""
+    if scatter.op != "scatter" or scatter.inputs[1] is not topk.outputs[1] or not scatter.output.type.batched:
+        return False
+    vector = _in_shape(topk)
+    one_value = math.prod(_in_shape(scatter, 2)) == 1
+    return one_value and len(vector) == 1 and vector == _in_shape(scatter) == _out_shape(scatter)
+
+
+def encode_scatter_top(topk: Node) -> FlatStep:
+    """Both in one kernel, whose operands are what ``topk`` selects from, and what is scattered into and from."""
+    (n,) = _in_shape(topk)
+    return FlatStep("scatter_top", (n, topk.attrs["k"], int(topk.attrs["largest"])), scratch_floats=4 * n)
+
+
 def _sort(node: Node) -> FlatStep:
     return _order(node, 0, _line(node)[1], node.attrs["descending"])
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dynprune_rt import _C
-from dynprune_rt.backends.cpu.flat_ops import FLAT_OPS, encode
+from dynprune_rt.backends.cpu.flat_ops import FLAT_OPS, encode, encode_scatter_top, scatters_top
 from dynprune_rt.backends.cpu.geometry import PitchClass
 from dynprune_rt.backends.cpu.live_lists import LiveListRef
 from dynprune_rt.backends.cpu.storage import Arena, FlatStorage, FlatView, MapView, PlaneStorage, Storage
@@ -74,6 +74,8 @@ class Recorder:
         self._phases: dict[tuple[Value, tuple[int, int], bool], MapView] = {}
         # What an expansion reads that is executed along with the reader of its output.
         self.deferred: dict[Value, list[MapView | FlatView | None]] = {}
+        # What a topk selects from that is executed along with the scatter of its indices.
+        self.selections: dict[Value, tuple[Node, FlatView]] = {}
         # Values x[:, :, ::s] whose readers all take ::t of the columns: the phase planes of both.
         self.strided_rows: dict[Value, MapView] = {}
         self._lists: dict[tuple[Value | None, Value | None, int, bool], LiveListRef] = {}
@@ -477,8 +479,18 @@ def lower_flat(recorder: Recorder, node: Node) -> None:
     if node.op not in FLAT_OPS:
         where = f" ({node.origin})" if node.origin else ""
         raise DeviceError(f"the CPU back end has no kernel for operator {node.op} of layer {node.name}{where}")
-    encoded = encode(node)
-    inputs = [_operand_view(recorder, node, v) for v in node.inputs if v is not None]
+    operands = [v for v in node.inputs if v is not None]
+    if node.op == "topk" and _only_scattered(recorder, node):
+        recorder.selections[node.outputs[1]] = node, _operand_view(recorder, node, operands[0])
+        return
+    selection = recorder.selections.get(operands[1]) if node.op == "scatter" else None
+    if selection is None:
+        encoded, inputs = encode(node), [_operand_view(recorder, node, v) for v in operands]
+    else:
+        topk, selected_from = selection
+        base, _, source = operands
+        encoded = encode_scatter_top(topk)
+        inputs = [selected_from, *(_operand_view(recorder, node, v) for v in (base, source))]
     outputs = [recorder.new_flat(v) for v in node.outputs]
     recorder.flat_scratch_floats = max(recorder.flat_scratch_floats, encoded.scratch_floats)
     recorder.step(
@@ -495,6 +507,14 @@ def lower_flat(recorder: Recorder, node: Node) -> None:
         reads=inputs,
         writes=outputs,
     )
+
+
+def _only_scattered(recorder: Recorder, topk: Node) -> bool:
+    values, indices = topk.outputs
+    users, outputs = recorder.users, recorder.graph.outputs
+    readers = users.get(indices, [])
+    unused = values not in users and values not in outputs and indices not in outputs
+    return unused and len(readers) == 1 and scatters_top(readers[0], topk)
 
 
 def _operand_view(recorder: Recorder, node: Node, value: Value) -> FlatView:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dynprune_rt.backends.cpu import lower_maps
+from dynprune_rt.backends.cpu.lowering import lower
 from dynprune_rt.errors import DeviceError
 from dynprune_rt.ir.build import Builder
 from dynprune_rt.ir.graph import Graph, Value
@@ -314,6 +315,23 @@ def test_constant_masks_hold_without_skipping():
     b.graph.outputs = [b.op("conv2d", b.op("relu", y), weights(b, 5, 7, 3, 3), padding=(1, 1, 1, 1), name="b")]
     b.graph.nodes[1].output.live = keep
     check_plan(b.graph, [random_images(x)])
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("readers", ["mask", "mask and values", "two masks"])
+def test_mask_of_the_largest_is_one_step(readers, largest):
+    b = Builder(Graph())
+    x = b.graph.add_input("x", TensorType("f32", (BATCH, 21)))
+    values, indices = b.append("topk", [x], {"k": 8, "dim": 1, "largest": largest})
+    one, zeros = b.constant("one", np.float32(1)), b.constant("zeros", np.zeros((1, 21), np.float32))
+    masks = [b.op("scatter", base, indices, one, dim=1) for base in ([zeros, x] if readers == "two masks" else [zeros])]
+    b.graph.outputs = [*masks, values] if readers == "mask and values" else masks
+    images = random_images(x, 4)
+    images[1, 5:] = 0.25  # ties
+    images[2, 3] = np.nan
+    check_plan(b.graph, [images])
+    kernels = [layer.op for layer in lower(b.graph).layers]
+    assert ("topk" in kernels) == (readers != "mask")
 
 
 def test_several_inputs_and_outputs_of_every_kind():
