@@ -160,6 +160,7 @@ struct ConvCase {
   int32_t live_in, live_out;
   bool gate, shift, depthwise;
   int32_t groups = 1;
+  bool mask = false;  // depthwise: weights and scales of 1, gates of 0 and 1
 
   int32_t row_inputs() const { return depthwise ? 1 : in_channels / groups; }
   int32_t first_input(int32_t k) const { return depthwise ? k : k / (out_channels / groups) * row_inputs(); }
@@ -192,6 +193,12 @@ struct Model {
       gate.push_back(random.below(5) ? random.uniform() * 2.0f : 0.0f);
       shift.push_back(random.uniform() * 20.0f);
     }
+    if (!c.mask) return;
+    rows.assign(rows.size(), 1);
+    row_sum.assign(row_sum.size(), c.kernel * c.kernel);
+    scale.assign(scale.size(), 1.0f);
+    bias.assign(bias.size(), 0.0f);
+    for (float& g : gate) g = g == 0.0f ? 0.0f : 1.0f;
   }
   int weight(const ConvCase& c, int32_t k, int32_t t, int32_t i) const {
     return rows[static_cast<size_t>((k * c.kernel * c.kernel + t) * row_channels + i)];
@@ -456,6 +463,14 @@ void test_convolutions(const Kernels& kernels) {
         test_conv(kernels, c, seed++);
         c.live_in = 0;
         test_conv(kernels, c, seed++);
+        // A map behind a mask: with and without dead channels, and with inputs that are exactly zero.
+        ConvCase masked{n,          n,         size[0], size[1], 1,    type,  type, type, 0.0f,
+                        -kInfinity, kInfinity, n,       n,       true, false, true, 1,    true};
+        test_conv(kernels, masked, seed++);
+        masked.live_out = (n + 1) / 2;
+        test_conv(kernels, masked, seed++);
+        masked.live_in = (2 * n + 2) / 3;
+        test_conv(kernels, masked, seed++);
       }
 }
 
