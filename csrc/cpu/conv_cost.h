@@ -30,12 +30,15 @@ constexpr double stream_cycles(double bytes, double all, double live) {
   return all > kResidentWeights ? bytes / kStreamBytes * (2.0 - live) : 0.0;
 }
 
+constexpr double power(double base, int exponent) {
+  double result = 1.0;
+  for (int i = 0; i < exponent; ++i) result *= base;
+  return result;
+}
+
 // Expected number of blocks of `size` channels that hold one of `live` out of `channels`, were they random.
 constexpr double blocks_touched(int32_t channels, int32_t live, int size) {
-  const double dead = 1.0 - static_cast<double>(live) / channels;
-  double none = 1.0;
-  for (int i = 0; i < size; ++i) none *= dead;
-  return (1.0 - none) * ceil_div(channels, size);
+  return (1.0 - power(1.0 - static_cast<double>(live) / channels, size)) * ceil_div(channels, size);
 }
 
 constexpr double weight_bytes(const DirectShape& shape) {
@@ -53,9 +56,12 @@ constexpr RowTraffic row_traffic(const DirectShape& shape, int32_t live_in, int3
   const double row = static_cast<double>(shape.taps) * sizeof(float);  // of one input in the weights of an output
   const double line = row < 64 ? 64 : row;
   const double lines_of_row = shape.in_channels * row / line;
-  const double bytes = live_out * (lines_of_row < live_in ? lines_of_row : live_in) * line;
   const double share = static_cast<double>(live_in) / shape.in_channels;
-  const double gaps = share < 0.5 ? 1.0 + 3.0 * (0.5 - share) : 1.0;
+  // A line holds the weights of many inputs of one tap: few lines are without a live one.
+  const double touched = shape.taps == 1 ? lines_of_row * (1.0 - power(1.0 - share, static_cast<int>(line / row)))
+                                         : (lines_of_row < live_in ? lines_of_row : live_in);
+  const double bytes = live_out * touched * line;
+  const double gaps = shape.taps > 1 && share < 0.5 ? 1.0 + 5.0 * (0.5 - share) : 1.0;
   return {bytes, gaps, weight_bytes(shape) <= kResidentWeights};
 }
 
@@ -87,9 +93,11 @@ inline double direct_cycles(const KernelTable& table, const DirectShape& shape, 
   const RowTraffic rows = row_traffic(shape, live_in, live_out);
   // A tile takes a few vectors of every plane: of more pages than the first-level translation buffer holds.
   const double pages = out.blocks * kBlock * sizeof(float) > 4096 && live_in > 64 ? 2.5 * live_in * tile_count : 0.0;
-  const double wait = shape.taps == 1 && weight_bytes(shape) > kEvictedWeights ? kRowWait * rows.bytes : 0.0;
+  const bool waits = shape.taps == 1 && weight_bytes(shape) > kEvictedWeights && rows.resident;
+  const double wait = waits ? kRowWait * rows.bytes : 0.0;
   const double stream = rows.cycles(kStreamBytes);
-  return (cycles > stream ? cycles : stream) + wait + pages;
+  const double overlap = 0.75;  // of the shorter with the longer
+  return (cycles > stream ? cycles + (1.0 - overlap) * stream : stream + (1.0 - overlap) * cycles) + wait + pages;
 }
 
 // Cycles of AVX-512, the only ISA that has the kernel.
@@ -104,8 +112,9 @@ inline double channel_lanes_cycles(const StridedShape& shape, int32_t live_in, i
   const int groups = ceil_div(blocks, most);
   const double weights = static_cast<double>(blocks) / groups;  // blocks of a group
   const double steps = static_cast<double>(shape.taps) * live_in;
-  const double per_pixel = 1.8;                                       // to broadcast it
-  const double per_step = 1.2, per_tile = 130.0, per_vector = 130.0;  // per_vector: to transpose and store 16 x 16 sums
+  const double per_pixel = 1.8;  // to broadcast it
+  const double per_step = 1.2, per_tile = 130.0;
+  const double per_vector = 60.0 + 90.0 * tiling.rows;  // to transpose 16 x 16 sums and store each channel's rows
   const auto tile = [&](double pixels) {
     const double multiply_adds = weights * pixels;
     const double loads = weights + pixels * per_pixel;
@@ -146,33 +155,40 @@ inline double stem_cycles(const StemShape& shape, int32_t live_in, int32_t live_
   return vectors * (input * live_in + output * live_out + products);
 }
 
-// Cycles of the transforms of one vector of tiles, or of 16 weights.
-struct TransformCycles {
+// What the parts of planar Winograd take: the transforms of one vector of tiles or weights, stores included, and the
+// products beside what `position_split` expects. Least squares over the sweep of conv_bench, to 6 % (AVX2: 10 %).
+struct WinogradCycles {
   double input[3];  // by TileGrid::kind()
   double output[3];
   double weights;
+  double products;
+  double per_call;  // of a register tile
 };
-constexpr TransformCycles transform_cycles(int lanes, int32_t m) {
-  return lanes == 16 ? m == 4 ? TransformCycles{{265, 320, 400}, {255, 215, 260}, 137}
-                              : TransformCycles{{85, 145, 200}, {78, 80, 140}, 68}
-         : m == 4    ? TransformCycles{{165, 215, 215}, {190, 215, 215}, 155}
-                     : TransformCycles{{55, 85, 85}, {52, 65, 65}, 70};
+constexpr WinogradCycles winograd_parts(int lanes, int32_t m) {
+  return lanes == 16 ? m == 4 ? WinogradCycles{{294, 209, 174}, {343, 266, 252}, 165, 1.07, 0}
+                              : WinogradCycles{{95, 95, 110}, {90, 90, 130}, 80, 1.07, 5}
+         : m == 4    ? WinogradCycles{{144, 102, 102}, {229, 164, 164}, 88, 1.22, 4}
+                     : WinogradCycles{{40, 50, 50}, {45, 55, 55}, 110, 0.9, 35};
 }
 
 // Of WinogradWeights::kChannelLanes.
 inline double winograd_channel_lanes_cycles(const WinogradShape& shape, int32_t live_in, int32_t live_out) {
   const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
   const double full = ceil_div(live_out, kChannelBlock);
-  const double vectors = full > blocks / 2 ? full : blocks / 2;  // out of at most two blocks each
-  const double per_pair = shape.m == 4 ? 240.0 : 130.0, per_vector = shape.m == 4 ? 1800.0 : 900.0;
+  const double fewest = full > blocks / 4 ? full : blocks / 4;  // out of at most four blocks each
+  const double vectors = blocks <= 1.1 * fewest ? blocks : fewest;
+  const double per_block = 28.0;  // of stored weights that are moved together
+  const double per_pair = (shape.m == 4 ? 222.0 : 100.0) + per_block * blocks / vectors;
+  const double per_vector = shape.m == 4 ? 1800.0 : 900.0;
   const double per_group = 400.0, per_input_group = 1300.0, start = 500.0;
   const double cycles = start + per_input_group * ceil_div(live_in, 16) +
                         vectors * (per_pair * live_in + per_group * ceil_div(live_in, 16) + per_vector);
   const double block_bytes = 9.0 * kChannelBlock * sizeof(float);
   const double all = block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock);
-  const double gaps = 2.0 - static_cast<double>(live_in) / shape.in_channels;
-  const double stream = all > kResidentWeights ? block_bytes * live_in * blocks / kFetchedBytes * gaps : 0.0;
-  return cycles > stream ? cycles : stream;
+  const double dead = 1.0 - static_cast<double>(live_in) / shape.in_channels;
+  const double stream = all > kResidentWeights ? block_bytes * live_in * blocks / kFetchedBytes : 0.0;
+  const double waited = cycles + (0.25 + 0.5 * dead * dead) * stream;  // although others are multiplied meanwhile
+  return waited > stream ? waited : stream;
 }
 
 inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
@@ -181,9 +197,8 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   if (form == WinogradWeights::kChannelLanes) return winograd_channel_lanes_cycles(shape, live_in, live_out);
   const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
   const DirectTiles tiles = multiply_tiles(table.lanes);
-  const TransformCycles transform = transform_cycles(table.lanes, shape.m);
+  const WinogradCycles parts = winograd_parts(table.lanes, shape.m);
   const double elements = (shape.m + 2) * (shape.m + 2);
-  const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
   // Live outputs are multiplied in groups; how many tiles they make up.
   const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const int group = live_out < kChannelBlock ? live_out : kChannelBlock;
@@ -191,21 +206,23 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   const double groups = static_cast<double>(live_out) / group;
   const int widest = split.parts ? ceil_div(split.full_vectors, split.parts) : split.half_tile_vectors + 1;
   const int calls = (split.parts + split.half_tile) * ceil_div(group, max_channels(tiles, widest));
-  const double per_call = 25.0;  // of a register tile
-  const double per_store = 2.0;  // of a vector of products
-  const double start = 1000.0;
-  const double transforms = transform.input[grid.kind()] * live_in + transform.output[grid.kind()] * live_out;
-  const double products = groups * (live_in * split.cycles + per_call * calls) + per_store * live_out * grid.vectors;
+  const double start = 750.0;
+  const double transforms = parts.input[grid.kind()] * live_in + parts.output[grid.kind()] * live_out;
+  const double products = groups * (live_in * split.cycles * parts.products + parts.per_call * calls);
   const double cycles = start + transforms * grid.transforms() + elements * products;
 
   const double share = static_cast<double>(live_in) / shape.in_channels;
+  const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
   const double block_bytes = (on_the_fly ? 9 : elements) * kChannelBlock * sizeof(float);  // of one input
   const double bytes = block_bytes * live_in * blocks;
   const double stream =
       stream_cycles(bytes, block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock), share);
   if (!on_the_fly) return cycles > stream ? cycles : stream;
-  // What is transformed is fetched while the group before is multiplied; gaps are waited for.
-  const double with_transform = cycles + transform.weights * live_in * blocks + (1.0 - share) * stream;
+  // What is transformed is fetched while the group before is multiplied. The first group's is waited for, and gaps are.
+  const double touched = blocks_touched(shape.out_channels, live_out, table.lanes) / 2;  // two stored vectors make one
+  const double full = ceil_div(live_out, table.lanes);
+  const double with_transform = cycles + parts.weights * live_in * (full > touched ? full : touched) +
+                                (1.0 / groups + 0.2 * (1.0 - share)) * stream;
   return with_transform > stream ? with_transform : stream;
 }
 

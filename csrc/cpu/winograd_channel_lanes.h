@@ -125,15 +125,26 @@ struct SharedLanes {
   LaneChoice choice[kMostBlocks];  // with block b
 };
 
-// As many of the live outputs [first, last) of the call as there is room for.
+// Blocks that a vector of the live outputs [first, last) of the call takes outputs from: one where moving several
+// together would save less than a tenth of the vectors, which is what it costs.
+inline int32_t shared_blocks(const ConvCall& call, int32_t first, int32_t last) {
+  int32_t touched = 0;
+  for (int32_t i = first, block = -1; i < last; ++i) {
+    touched += call.out_channel[i] / kChannelBlock != block;
+    block = call.out_channel[i] / kChannelBlock;
+  }
+  return 10 * touched <= 11 * ceil_div(last - first, kLanes) ? 1 : SharedLanes::kMostBlocks;
+}
+
+// As many of the live outputs [first, last) of the call as there is room for, out of `most` blocks.
 inline SharedLanes shared_lanes(const WinogradShape& shape, const ConvCall& call, const float* raw, int32_t first,
-                                int32_t last) {
+                                int32_t last, int32_t most) {
   SharedLanes shared;
   int32_t lanes[SharedLanes::kMostBlocks][kLanes] = {};
   for (int32_t i = first, block = -1; i < last && shared.count < kLanes; ++i, ++shared.count) {
     const int32_t own = call.out_channel[i] / kChannelBlock, lane = call.out_channel[i] % kChannelBlock;
     if (own != block) {
-      if (shared.blocks == SharedLanes::kMostBlocks) break;
+      if (shared.blocks == most) break;
       block = own;
       // What earlier blocks have given stays: the second choice is out of two blocks as stored, later ones are out of
       // the vector so far and a block.
@@ -293,10 +304,11 @@ void lanes_output(const WinogradShape& shape, const float* raw, const float* v, 
   constexpr int64_t kHalfRow = int64_t{kInputGroup} * 3 * kLanes;
   constexpr int64_t kRow = int64_t{Tiles::kRowFloats} * kLanes;  // of V and of the sums
   const LanesFinishFn finish = kLanesFinish<Tiles>[static_cast<int>(epilogue_kind(call.epilogue))];
-  SharedLanes shared = shared_lanes(shape, call, raw, first, last);
+  const int32_t most = shared_blocks(call, first, last);
+  SharedLanes shared = shared_lanes(shape, call, raw, first, last, most);
   for (int32_t at = first; at < last;) {
     const int32_t next = at + shared.count;
-    const SharedLanes coming = shared_lanes(shape, call, raw, next, last);
+    const SharedLanes coming = shared_lanes(shape, call, raw, next, last, most);
     const HalfTransformFn transform = kHalfTransform<Tiles::kM>[shared.blocks - 1];
     for (int32_t i = 0; i == 0 || i < call.n_in; i += kInputGroup) {
       const int32_t count = call.n_in - i < kInputGroup ? call.n_in - i : kInputGroup;

@@ -447,16 +447,14 @@ void bench_isa(const Isa& isa, const char* only_layer, int rounds, bool dense_on
 bool is_planned(const KernelTable& table, const Layer& layer, const Bench& bench, const std::string& algorithm) {
   if (layer.depthwise) return algorithm == (layer.stride == 2 ? "unsplit" : "depthwise");
   if (layer.stride == 2 && table.has_channel_lanes) return algorithm == "channel lanes";
-  const bool tiny = table.has_channel_lanes && layer.size <= 4;
-  if (table.has_winograd && layer.kernel == 3 && !tiny) {
-    const bool few_tiles = table.has_channel_lanes && layer.size <= 8;
-    if (few_tiles) return algorithm == "direct" || algorithm == "F4 lanes";
+  if (algorithm == "direct" || algorithm == "small map") return true;
+  if (table.has_winograd && layer.kernel == 3 && layer.size > 2) {
+    if (table.has_channel_lanes && layer.size <= 8) return algorithm == (layer.size > 4 ? "F4 lanes" : "F2 lanes");
     const int m = layer.size >= 12 ? 4 : 2;
     const bool stored = 4 * (m + 2) * (m + 2) * layer.in_channels * layer.out_channels <= 64 << 10;
-    const std::string winograd = "F" + std::to_string(m) + (stored ? " stored" : " on the fly");
-    return algorithm == "direct" || algorithm == winograd;
+    return algorithm == "F" + std::to_string(m) + (stored ? " stored" : " on the fly");
   }
-  return algorithm == "direct" || (algorithm == "channel lanes" && bench.channel_lanes_pay());
+  return algorithm == "channel lanes" && bench.channel_lanes_pay();
 }
 
 // Live shares of 0, 5, ... 100 % of the inputs, of the outputs and of both: what the cost model's choice takes beside
@@ -464,6 +462,7 @@ bool is_planned(const KernelTable& table, const Layer& layer, const Bench& bench
 void sweep_isa(const KernelTable& table, const char* only_layer, int rounds, bool cold, std::FILE* file) {
   constexpr const char* kSides[] = {"inputs", "outputs", "both"};
   constexpr int32_t kStep = 5;
+  const auto algorithm = [](const Timed& job) { return job.name.substr(0, job.name.rfind(' ')); };
   std::printf("%-18s %-8s %9s %18s %22s %16s\n", "layer", "side", "dense us", "worst of dense", "worst of best choice",
               "worst step down");
   for (const Layer& layer : kLayers) {
@@ -500,8 +499,12 @@ void sweep_isa(const KernelTable& table, const char* only_layer, int rounds, boo
         if (seconds / best > worst_choice) worst_choice = seconds / best, at_choice = share;
         if (i > 0) worst_step = std::max(worst_step, seconds / previous);
         previous = seconds;
-        std::fprintf(file, "%s[%d, \"%s\", %.2f, %.2f]", i ? ", " : "", share, chosen->name.c_str(), seconds * 1e6,
-                     best * 1e6);
+        std::fprintf(file, "%s{\"live\": %d, \"chosen\": \"%s\"", i ? ", " : "", share, algorithm(*chosen).c_str());
+        for (size_t a = i; a < i + algorithms; ++a) {
+          std::fprintf(file, ", \"%s\": {\"us\": %.2f, \"estimated_cycles\": %.0f}", algorithm(all[a]).c_str(),
+                       all[a].seconds(true) * 1e6, all[a].estimate);
+        }
+        std::fprintf(file, "}");
       }
       std::fprintf(file, "]}\n");
       std::printf("%-18s %-8s %9.1f %9.3f at %3d%% %13.3f at %3d%% %16.3f\n", layer.name, kSides[side], dense * 1e6,
