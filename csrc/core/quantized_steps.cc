@@ -48,7 +48,7 @@ QuantizedConvStep::QuantizedConvStep(Plan& plan, QuantizedConvParams params)
         row_sum_[static_cast<size_t>(k)] += *source;
       }
   p_.weights = nullptr;
-  winograd_ = fits_winograd(plan) && winograd_pays(p_.in_channels, p_.out_channels);
+  winograd_ = winograd_pays(p_.in_channels, p_.out_channels) && fits_winograd(plan);
 }
 
 // 3x3 taps in their order, stride 1, padding 1; and whatever the inputs are, live or not, no sum of an output leaves

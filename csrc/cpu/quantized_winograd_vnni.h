@@ -79,6 +79,19 @@ struct WinogradScratch {
 
 size_t quantized_winograd_scratch(const QuantizedConvShape& shape) { return WinogradScratch::bytes(shape); }
 
+// V of the first `words` words of the input: pairs in the order of the panels of U.
+void transform_words(const TileGrid& grid, const QuantizedConvShape& shape, const QuantizedConvCall& call,
+                     int32_t words, int32_t* v, int64_t v_matrix) {
+  const bool is_signed = shape.in_type == QuantizedType::kS8;
+  for (int32_t first = 0; first < words; first += kPanelWords) {
+    const int32_t in_panel = words - first < kPanelWords ? words - first : kPanelWords;
+    for (int32_t i = 0; i < in_panel; ++i) {
+      input_group_plane(grid, shape.out, is_signed, call.input.data + (first + i) * call.input.stride,
+                        v + (2 * first + i) * grid.stride, in_panel * grid.stride, v_matrix);
+    }
+  }
+}
+
 // U of entries [first, last), at most a panel of them.
 void transform_rows(const QuantizedWeights& weights, const QuantizedConvCall& call, int64_t row_bytes,
                     const RowCompaction<int8_t>* compaction, int32_t words, int32_t first, int32_t last, int8_t* buffer,
@@ -114,7 +127,6 @@ struct RowPrefetch {
 void quantized_winograd(const QuantizedConvShape& shape, const QuantizedWeights& weights, const QuantizedConvCall& call,
                         TileRows rows, int32_t first, int32_t last, void* memory) {
   if (first >= last) return;
-  const bool is_signed = shape.in_type == QuantizedType::kS8;
   const int32_t row_channels = quantized_row_channels(shape.in_channels);
   const int32_t live_channels = quantized_row_channels(call.n_in), words = live_channels / kChannelsPerWord;
   const int64_t row_bytes = int64_t{kWeightTaps} * row_channels;
@@ -132,12 +144,7 @@ void quantized_winograd(const QuantizedConvShape& shape, const QuantizedWeights&
     const int64_t v_matrix = matrix_stride(grid, 2 * words), m_matrix = matrix_stride(grid, kPanelOutputs);
     int32_t* v = scratch.band;
     int32_t* m = v + v_matrix * kElements;
-    for (int32_t q = 0; q < words; ++q) {
-      const int32_t block = q / kPanelWords * kPanelWords;
-      const int32_t in_panel = words - block < kPanelWords ? words - block : kPanelWords;
-      input_group_plane(grid, shape.out, is_signed, call.input.data + q * call.input.stride,
-                        v + (block + q) * grid.stride, in_panel * grid.stride, v_matrix);
-    }
+    transform_words(grid, shape, call, words, v, v_matrix);
     for (int32_t entry = first; entry < last; entry += kPanelOutputs) {
       const int32_t end = entry + kPanelOutputs < last ? entry + kPanelOutputs : last;
       const int32_t next = end + kPanelOutputs < last ? end + kPanelOutputs : last;
