@@ -344,20 +344,24 @@ void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team
     else if (stored.count < channels)
       std::fill(y, y + channels, 0.0f);
   }
-  if (summed) fold_sums(plan, context);
-  const auto reduced = [&](const PoolOutput& pool) {
-    if (!summed) return pool.before >= 0 ? p_.out_list : p_.stored_list;
-    return pool.before >= 0 ? -1 : p_.pass_list;
-  };
+  const LiveList& out = context.lists[p_.out_list];
+  LiveList uncomputed{context.channels, 0, 0};  // stored, but passed by or left in place
+  if (summed) {
+    fold_sums(plan, context);
+    const int32_t* end = std::set_difference(stored.index, stored.index + stored.count, out.index,
+                                             out.index + out.count, context.channels);
+    uncomputed.count = static_cast<int32_t>(end - context.channels);
+  }
   const auto part = [&](int rank, int size) {
     for (const PoolOutput& pool : p_.pools) {
-      if (reduced(pool) < 0) continue;
-      const LiveList& list = context.lists[reduced(pool)];
+      if (summed && pool.before >= 0) continue;
+      const LiveList& list = summed ? uncomputed : pool.before >= 0 ? out : stored;
       reduce_channels(plan, context, pool.kind, p_.out_map, list, share_of(list.count, rank, size),
                       plan.flat(context, pool.flat));
     }
   };
-  if (summed || static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
+  const int32_t count = summed ? uncomputed.count : stored.count;
+  if (static_cast<double>(count) * direct_.out.blocks * 2 < kSerialCycles)
     part(0, 1);
   else
     team.run([&](int rank) { part(rank, team.size()); });
