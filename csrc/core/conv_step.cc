@@ -49,11 +49,7 @@ ConvStep::ConvStep(Plan& plan, ConvParams params) : p_(std::move(params)) {
   out_channels_ = out.channels() / p_.groups;
   depthwise_ = in_channels_ == 1 && p_.groups > 1;
   choice_ = plan.choices++;
-  // The kernel adds up what it computes. Planes that it leaves alone need a list, or sums from before.
-  const bool rest_known = p_.pass_list >= 0 || p_.out_list == p_.stored_list;
-  const auto is_sum = [&](const PoolOutput& p) {
-    return (p.kind == cpu::Reduce::kSum || p.kind == cpu::Reduce::kMean) && (rest_known || p.before >= 0);
-  };
+  const auto is_sum = [](const PoolOutput& p) { return p.kind == cpu::Reduce::kSum || p.kind == cpu::Reduce::kMean; };
   sums_ = p_.winograd_m && !p_.pools.empty() && std::all_of(p_.pools.begin(), p_.pools.end(), is_sum);
   if (sums_) plan.max_summed_channels = std::max(plan.max_summed_channels, out.channels());
   direct_ = {in_channels_, out_channels_, static_cast<int32_t>(p_.tap_offset.size()), p_.tap_offset.data(),

@@ -14,7 +14,6 @@ from dynprune_rt.ir.types import BATCH, TensorType
 from dynprune_rt.program import Program
 from dynprune_rt.session import Session
 from python_tests.backends.cpu.plan_checks import check_plan
-from python_tests.quantization.networks import Network
 
 RNG = np.random.default_rng(7)
 
@@ -334,17 +333,6 @@ def test_mask_of_the_largest_is_one_step(readers, largest):
     check_plan(b.graph, [images])
     kernels = [layer.op for layer in lower(b.graph).layers]
     assert ("topk" in kernels) == (readers != "mask")
-
-
-def test_a_gate_that_pools_a_stream_sees_the_planes_that_a_block_left_alone():
-    """The map before the block has no pooled values to copy: a maximum pooling made it."""
-    net = Network(5, size=(28, 28))
-    x = net.builder.op("max_pool2d", net.relu(net.conv(net.x, 32, "stem")), kernel=(2, 2), stride=(1, 1))
-    for block in range(2):
-        y = net.mul(net.relu(net.conv(x, 32, f"{block}.conv1")), net.gate(x, 32))
-        x = net.relu(net.add(x, net.mul(net.conv(y, 32, f"{block}.conv2"), net.gate(y, 32))))
-    graph = net.finish(x)
-    check_plan(graph, [random_images(graph.inputs[0])])
 
 
 def test_several_inputs_and_outputs_of_every_kind():
