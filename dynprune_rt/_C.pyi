@@ -67,6 +67,7 @@ class PlanBuilder:
     def winograd_input_scratch(
         self, in_channels: int, out_channels: int, m: int, shape: int, form: WinogradWeights
     ) -> int: ...
+    def bf16_winograd_pays(self, in_channels: int, out_channels: int, height: int, width: int) -> bool: ...
     def add_conv(
         self,
         name: str,
@@ -240,19 +241,24 @@ class PlanBuilder:
         tap_column: Sequence[int],
         bias: int,
         gate: int,
+        gate_is_mask: bool,
         shift: int,
         inner: Clamp,
         outer: Clamp,
         in_list: int,
         out_list: int,
         pass_list: int,
+        winograd_scratch: int,
+        kept_input: tuple[int, int, int],
         macs_per_pair: int,
     ) -> None: ...
     def add_bf16_pack(
         self, name: str, *, in_map: int, input: int, out_map: int, list: int, in_live: int = -1
     ) -> None: ...
     def add_bf16_unpack(self, name: str, *, in_map: int, out_map: int, list: int) -> None: ...
-    def add_bf16_reduce(self, name: str, *, kind: Reduce, in_map: int, out_flat: int, list: int) -> None: ...
+    def add_bf16_reduce(
+        self, name: str, *, kind: Reduce, in_map: int, out_flat: int, list: int, before: int = -1
+    ) -> None: ...
     def add_bf16_linear(
         self, name: str, *, in_flat: int, out_flat: int, weights: np.ndarray, bias: int, clamp: Clamp
     ) -> None: ...

@@ -259,6 +259,8 @@ void bind_builder(py::module_& m) {
       .def_property_readonly("has_winograd", &PyPlanBuilder::has_winograd)
       .def("winograd_input_scratch", &PyPlanBuilder::winograd_input_scratch, py::arg("in_channels"),
            py::arg("out_channels"), py::arg("m"), py::arg("shape"), py::arg("form"))
+      .def("bf16_winograd_pays", &PyPlanBuilder::bf16_winograd_pays, py::arg("in_channels"), py::arg("out_channels"),
+           py::arg("height"), py::arg("width"))
       .def("finish", &PyPlanBuilder::finish_plan, py::arg("arena_size"));
   builder.def(
       "add_conv",
@@ -527,9 +529,10 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
       "add_bf16_conv",
       [](PyPlanBuilder& b, const std::string& name, int32_t in_map, int32_t out_map, int32_t in_channels,
          const HalfArray& weights, int32_t model_inputs, bool depthwise, int32_t groups, bool adds,
-         std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column, int32_t bias, int32_t gate, int32_t shift,
-         std::pair<float, float> inner, std::pair<float, float> outer, int32_t in_list, int32_t out_list,
-         int32_t pass_list, int64_t macs_per_pair) {
+         std::vector<int32_t> tap_offset, std::vector<int32_t> tap_column, int32_t bias, int32_t gate,
+         bool gate_is_mask, int32_t shift, std::pair<float, float> inner, std::pair<float, float> outer,
+         int32_t in_list, int32_t out_list, int32_t pass_list, int64_t winograd_scratch,
+         std::tuple<int32_t, int32_t, int32_t> kept_input, int64_t macs_per_pair) {
         if (groups < 1 || weights.ndim() != 4 || weights.shape(1) != (depthwise ? 1 : in_channels / groups) ||
             weights.shape(2) * weights.shape(3) != static_cast<py::ssize_t>(tap_offset.size()))
           throw std::invalid_argument("plan: weights [K,C,R,S] expected");
@@ -547,19 +550,23 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
         p.weights = weights.data();
         p.bias = bias;
         p.gate = gate;
+        p.gate_is_mask = gate_is_mask;
         p.shift = shift;
         p.inner = clamp_of(inner);
         p.outer = clamp_of(outer);
         p.in_list = in_list;
         p.out_list = out_list;
         p.pass_list = pass_list;
+        p.winograd_scratch = winograd_scratch;
+        p.kept_input = {std::get<0>(kept_input), std::get<1>(kept_input), std::get<2>(kept_input)};
         p.macs_per_pair = macs_per_pair;
         b.add_bf16_conv(name, std::move(p));
       },
       py::arg("name"), py::kw_only(), py::arg("in_map"), py::arg("out_map"), py::arg("in_channels"), py::arg("weights"),
       py::arg("model_inputs"), py::arg("depthwise"), py::arg("groups"), py::arg("adds"), py::arg("tap_offset"),
-      py::arg("tap_column"), py::arg("bias"), py::arg("gate"), py::arg("shift"), py::arg("inner"), py::arg("outer"),
-      py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"), py::arg("macs_per_pair"));
+      py::arg("tap_column"), py::arg("bias"), py::arg("gate"), py::arg("gate_is_mask"), py::arg("shift"),
+      py::arg("inner"), py::arg("outer"), py::arg("in_list"), py::arg("out_list"), py::arg("pass_list"),
+      py::arg("winograd_scratch"), py::arg("kept_input"), py::arg("macs_per_pair"));
   builder
       .def(
           "add_bf16_pack",
@@ -569,8 +576,12 @@ void bind_bf16_steps(py::class_<PyPlanBuilder>& builder) {
           py::arg("in_live") = -1)
       .def("add_bf16_unpack", &PyPlanBuilder::add_bf16_unpack, py::arg("name"), py::kw_only(), py::arg("in_map"),
            py::arg("out_map"), py::arg("list"))
-      .def("add_bf16_reduce", &PyPlanBuilder::add_bf16_reduce, py::arg("name"), py::kw_only(), py::arg("kind"),
-           py::arg("in_map"), py::arg("out_flat"), py::arg("list"))
+      .def(
+          "add_bf16_reduce",
+          [](PyPlanBuilder& b, const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat,
+             int32_t list, int32_t before) { b.add_bf16_reduce(name, {kind, in_map, out_flat, list, before}); },
+          py::arg("name"), py::kw_only(), py::arg("kind"), py::arg("in_map"), py::arg("out_flat"), py::arg("list"),
+          py::arg("before") = -1)
       .def(
           "add_bf16_linear",
           [](PyPlanBuilder& b, const std::string& name, int32_t in_flat, int32_t out_flat, const HalfArray& weights,

@@ -1,8 +1,10 @@
 // The part of PlanBuilder that checks and adds steps on bf16 maps.
+#include <algorithm>
 #include <stdexcept>
 
 #include "core/bf16_steps.h"
 #include "core/plan_builder.h"
+#include "cpu/bf16_cost.h"
 
 namespace dynprune {
 namespace {
@@ -11,7 +13,30 @@ constexpr int32_t kMaxInputChannels = 8192;  // of the kernels' tables for compa
 
 [[noreturn]] void fail(const std::string& what) { throw std::invalid_argument("plan: " + what); }
 
+// 3x3 taps, stride 1, padding 1.
+bool has_winograd_taps(const Bf16ConvParams& p, const cpu::PlaneShape& in, const cpu::PlaneShape& out) {
+  if (in.height != out.height || in.width != out.width || p.tap_offset.size() != 9) return false;
+  for (int32_t t = 0; t < 9; ++t) {
+    const int32_t row = t / 3 - 1, column = t % 3 - 1;
+    const auto i = static_cast<size_t>(t);
+    if (p.tap_offset[i] != row * out.pitch + column || p.tap_column[i] != column) return false;
+  }
+  return true;
+}
+
 }  // namespace
+
+bool PlanBuilder::bf16_winograd_pays(int32_t in_channels, int32_t out_channels, int32_t height, int32_t width) const {
+  if (!plan_->kernels->bf16->has_winograd) return false;
+  const int32_t blocks = (height * width + cpu::kBlock - 1) / cpu::kBlock;
+  cpu::Bf16ConvShape shape{};
+  shape.in_channels = in_channels;
+  shape.out_channels = out_channels;
+  shape.groups = 1;
+  shape.taps = 9;
+  shape.out = {height, width, width, blocks, nullptr};
+  return cpu::bf16_winograd_pays(*plan_->kernels, shape);
+}
 
 void PlanBuilder::add_bf16_conv(const std::string& name, Bf16ConvParams p) {
   check_group_map(p.in_map, p.in_channels, cpu::kBf16PerWord);
@@ -29,6 +54,11 @@ void PlanBuilder::add_bf16_conv(const std::string& name, Bf16ConvParams p) {
     fail(name + ": a depthwise bf16 convolution has equal channels and no residual");
   if (p.groups < 1 || p.in_channels % p.groups || p.out_channels % p.groups || (p.depthwise && p.groups != 1))
     fail(name + ": groups have to divide the channels");
+  if (p.winograd_scratch >= 0 && (!plan_->kernels->bf16->has_winograd || p.depthwise || p.groups != 1 ||
+                                  !has_winograd_taps(p, plan_->shape_of(p.in_map), plan_->shape_of(p.out_map))))
+    fail(name + ": not a Winograd convolution");
+  check_list(p.kept_input.changed, p.in_channels, true);
+  plan_->kept_inputs = std::max(plan_->kept_inputs, p.kept_input.slot + 1);
   check_list(p.in_list, p.in_channels);
   check_list(p.out_list, p.out_channels);
   check_list(p.pass_list, p.out_channels, true);
@@ -60,15 +90,14 @@ void PlanBuilder::add_bf16_unpack(const std::string& name, int32_t in_map, int32
   append(name, "cast", std::make_unique<Bf16UnpackStep>(in_map, out_map, list));
 }
 
-void PlanBuilder::add_bf16_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat,
-                                  int32_t list) {
-  check_flat(out_flat, false);
-  const auto size = static_cast<int32_t>(plan_->flats[static_cast<size_t>(out_flat)].size());
-  check_group_map(in_map, size, cpu::kBf16PerWord);
-  check_list(list, size);
-  const cpu::PlaneShape& shape = plan_->shape_of(in_map);
-  need_thread_scratch(Bf16ReduceStep::scratch_bytes(shape));
-  append(name, "spatial_reduce", std::make_unique<Bf16ReduceStep>(kind, in_map, out_flat, list));
+void PlanBuilder::add_bf16_reduce(const std::string& name, Bf16ReduceStep::Params p) {
+  check_flat(p.out_flat, false);
+  const auto size = static_cast<int32_t>(plan_->flats[static_cast<size_t>(p.out_flat)].size());
+  check_group_map(p.in_map, size, cpu::kBf16PerWord);
+  check_list(p.list, size);
+  check_mask(p.before, size);
+  need_thread_scratch(Bf16ReduceStep::scratch_bytes(plan_->shape_of(p.in_map)));
+  append(name, "spatial_reduce", std::make_unique<Bf16ReduceStep>(p));
 }
 
 void PlanBuilder::add_bf16_linear(const std::string& name, Bf16LinearStep::Params p) {

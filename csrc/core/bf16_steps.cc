@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
+
+#include "cpu/bf16_cost.h"
 
 namespace dynprune {
 namespace {
@@ -34,31 +37,45 @@ Bf16ConvStep::Bf16ConvStep(Plan& plan, Bf16ConvParams params)
   for (int32_t k = 0; k < p_.out_channels; ++k)
     for (int32_t c = 0; c < columns; ++c)
       for (int32_t t = 0; t < taps; ++t, ++source) rows_[k * row_size + t * row_channels + c] = *source;
+  if (p_.winograd_scratch >= 0) {
+    const size_t weights = plan.kernels->bf16->winograd_sizes(shape_).weights;
+    winograd_weights_ = static_cast<uint16_t*>(plan.packed.allocate_bytes(weights * sizeof(uint16_t)));
+    plan.kernels->bf16->winograd_pack(shape_, p_.weights, winograd_weights_);
+  }
   p_.weights = nullptr;
 }
 
 size_t Bf16ConvStep::scratch_bytes(const Plan& plan) const {
-  return p_.depthwise ? static_cast<size_t>(p_.in_channels) * sizeof(int32_t)
-                      : plan.kernels->bf16->conv_scratch(shape_);
+  if (p_.depthwise) return static_cast<size_t>(p_.in_channels) * sizeof(int32_t);
+  const size_t direct = plan.kernels->bf16->conv_scratch(shape_);
+  if (p_.winograd_scratch < 0) return direct;
+  return std::max(direct, plan.kernels->bf16->winograd_sizes(shape_).thread_scratch * sizeof(float));
 }
 
 void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& in = context.lists[p_.in_list];
   const LiveList& out = context.lists[p_.out_list];
+  const WinogradChoice winograd = p_.winograd_scratch >= 0 ? choose_winograd(plan, context, in, out) : WinogradChoice{};
   if (context.record) {
     context.record->live_in = p_.model_inputs ? p_.model_inputs : in.count;
     context.record->live_out = out.count;
     context.record->macs =
         p_.macs_per_pair * (p_.model_inputs ? int64_t{p_.model_inputs} * out.count
                                             : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups));
-    context.record->kernel = p_.depthwise ? "bf16 depthwise" : p_.groups > 1 ? "bf16 grouped" : "bf16 direct";
+    context.record->kernel = p_.depthwise    ? "bf16 depthwise"
+                             : p_.groups > 1 ? "bf16 grouped"
+                             : winograd.pays ? "bf16 winograd F(4x4)"
+                                             : "bf16 direct";
   }
-  const cpu::Bf16Weights weights{rows_, plan.flat_or_null(context, p_.bias), plan.flat_or_null(context, p_.gate),
+  const float* gate = p_.gate_is_mask && context.skip ? nullptr : plan.flat_or_null(context, p_.gate);
+  const cpu::Bf16Weights weights{rows_, plan.flat_or_null(context, p_.bias), gate,
                                  plan.flat_or_null(context, p_.shift)};
   const cpu::Bf16ConvCall call{group_planes(plan, context, p_.in_map),  in.index,  in.count,
                                group_planes(plan, context, p_.out_map), out.index, out.count};
   if (p_.depthwise) {
     run_depthwise(plan, context, team, weights, call);
+  } else if (winograd.pays) {
+    run_winograd(plan, context, team, weights, call, out, winograd);
   } else {
     const auto part = [&](int rank, int size) {
       plan.kernels->bf16->conv(shape_, weights, call, first_entry_of(out, kBf16PerWord, p_.adds, rank, size),
@@ -72,6 +89,72 @@ void Bf16ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) con
       team.run([&](int rank) { part(rank, team.size()); });
   }
   if (p_.pass_list >= 0) pass_through(plan, context);
+}
+
+// The choice rests on what is live, also when skipping is off, and not on threads: the same kernel, the same bits.
+Bf16ConvStep::WinogradChoice Bf16ConvStep::choose_winograd(const Plan& plan, Context& context, const LiveList& in,
+                                                           const LiveList& out) const {
+  WinogradChoice choice;
+  // Valid again only once this convolution has transformed its input.
+  if (p_.kept_input.slot >= 0) choice.before = std::exchange(context.kept_inputs[p_.kept_input.slot], {});
+  const bool kept = p_.kept_input.changed >= 0 && choice.before.turn == p_.kept_input.turn - 1;
+  // Where there is nothing to go on with, later convolutions will go on with what this one transforms.
+  const double changed = kept                      ? context.lists[p_.kept_input.changed].live
+                         : p_.kept_input.slot >= 0 ? 0.5 * in.live
+                                                   : in.live;
+  choice.cycles = cpu::bf16_winograd_cycles(*plan.kernels, shape_, in.live, changed, out.live);
+  choice.pays = choice.cycles < cpu::bf16_direct_cycles(shape_, in.live, out.live);
+  return choice;
+}
+
+// Bands of rows, or inputs and then outputs, as ConvStep::run_winograd shares them.
+void Bf16ConvStep::run_winograd(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
+                                const cpu::Bf16ConvCall& call, const LiveList& out,
+                                const WinogradChoice& choice) const {
+  const cpu::Bf16Kernels& kernels = *plan.kernels->bf16;
+  const cpu::WinogradShape shape = cpu::bf16_winograd_shape(shape_);
+  const cpu::WinogradBands bands = cpu::winograd_bands(shape, plan.kernels->lanes);
+  const int size = choice.cycles < kSerialCycles ? 1 : team.size();
+  const bool banded = size > 1 && size <= bands.most();
+  const KeptInputState now{p_.kept_input.turn, banded ? size : 1};
+  const bool kept =
+      p_.kept_input.changed >= 0 && choice.before.turn == now.turn - 1 && choice.before.bands == now.bands;
+  const LiveList* changed = kept ? &context.lists[p_.kept_input.changed] : nullptr;
+  if (p_.kept_input.slot >= 0) context.kept_inputs[p_.kept_input.slot] = now;
+
+  float* v = context.arena + p_.winograd_scratch;
+  const int32_t n_input = changed ? changed->count : call.n_in;
+  const auto input = [&](cpu::TileRows rows, Share share, float* to) {
+    kernels.winograd_input(shape_, rows, call, changed ? changed->index : nullptr, share.first, share.last, to);
+  };
+  const auto output = [&](cpu::TileRows rows, Share share, const float* from, int rank) {
+    if (share.first < share.last)
+      kernels.winograd_output(shape_, rows, winograd_weights_, weights, from, call, share.first, share.last,
+                              scratch_of(plan, context, rank));
+  };
+  const auto parallel = [&](auto&& body) {
+    if (size == 1)
+      body(0);
+    else
+      team.run(body);
+  };
+  if (banded) {
+    const int64_t own = cpu::winograd_band_scratch(*plan.kernels, shape, cpu::WinogradWeights::kOnTheFly, size);
+    parallel([&](int rank) {
+      const cpu::TileRows rows = bands.rows(rank, size);
+      input(rows, {0, n_input}, v + rank * own);
+      output(rows, {0, call.n_out}, v + rank * own, rank);
+    });
+    return;
+  }
+  const cpu::TileRows all = bands.rows(0, 1);
+  parallel([&](int rank) { input(all, share_of(n_input, rank, size), v); });
+  parallel([&](int rank) {
+    output(all,
+           {first_entry_of(out, kBf16PerWord, p_.adds, rank, size),
+            first_entry_of(out, kBf16PerWord, p_.adds, rank + 1, size)},
+           v, rank);
+  });
 }
 
 void Bf16ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
@@ -141,35 +224,60 @@ void Bf16UnpackStep::run(const Plan& plan, Context& context, ThreadTeam& team) c
 }
 
 void Bf16ReduceStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
-  const LiveList& list = context.lists[list_];
-  const cpu::PlaneShape& shape = plan.shape_of(in_map_);
-  float* y = plan.flat(context, out_flat_);
+  const LiveList& list = context.lists[p_.list];
+  const cpu::PlaneShape& shape = plan.shape_of(p_.in_map);
+  float* y = plan.flat(context, p_.out_flat);
   record_list(context, list);
-  std::fill_n(y, plan.flats[static_cast<size_t>(out_flat_)].size(), 0.0f);
-  const int64_t plane_floats = static_cast<int64_t>(shape.blocks) * cpu::kBlock;
-  const int32_t planes = planes_for(list.count, kBf16PerWord), at_once = words_at_once(shape);
+  const auto channels_of_map = static_cast<size_t>(plan.flats[static_cast<size_t>(p_.out_flat)].size());
+  if (p_.before >= 0)
+    std::copy_n(plan.flat(context, p_.before), channels_of_map, y);
+  else
+    std::fill_n(y, channels_of_map, 0.0f);
+  const bool magnitudes = p_.kind == cpu::Reduce::kSumAbs || p_.kind == cpu::Reduce::kMeanAbs;
+  const bool sums = magnitudes || p_.kind == cpu::Reduce::kSum || p_.kind == cpu::Reduce::kMean;
+  cpu::PlaneShape reduced = shape;  // what the float kernel gets: the plane, or the sums of its blocks
+  if (sums) reduced.blocks = std::min(shape.blocks, cpu::kBf16SumBlocks);
+  const int64_t plane_floats = int64_t{cpu::kBlock} * (sums ? cpu::kBf16SumBlocks : shape.blocks);
+  // Of a stream in place, entries of the list are channels; of other maps they are positions.
+  const auto position = [&](int32_t entry) { return p_.before >= 0 ? list.index[entry] : entry; };
+  const auto widen = [&](int32_t word, float* to) {
+    const uint32_t* x = group_plane(plan, context, p_.in_map, word);
+    if (sums) return plan.kernels->bf16->sum(shape, magnitudes, x, to, to + plane_floats);
+    for (int32_t half = 0; half < kBf16PerWord; ++half, to += plane_floats) {
+      // The last block of the plane may end in positions that are no pixels.
+      std::fill_n(to + plane_floats - cpu::kBlock, cpu::kBlock, 0.0f);
+      plan.kernels->bf16->unpack(shape, shape, x, half, to);
+    }
+  };
+  // Where part `part` of the list begins; no word is cut.
+  const auto begin = [&](int32_t part, int32_t parts) {
+    auto at = static_cast<int32_t>(int64_t{list.count} * part / parts);
+    while (at > 0 && at < list.count && position(at) / kBf16PerWord == position(at - 1) / kBf16PerWord) --at;
+    return at;
+  };
+  const int32_t at_once = sums ? kMaxWordsAtOnce : words_at_once(shape);
   const auto part = [&](int rank, int size) {
-    const Share share = share_of((planes + at_once - 1) / at_once, rank, size);
     float* wide = scratch_of(plan, context, rank);
     const float* channels[kMaxWordsAtOnce * kBf16PerWord];
     float results[kMaxWordsAtOnce * kBf16PerWord];
-    for (int32_t batch = share.first; batch < share.last; ++batch) {
-      const int32_t first = batch * at_once * kBf16PerWord;
-      const int32_t count = std::min(at_once * kBf16PerWord, list.count - first);
-      for (int32_t i = 0; i < count; ++i) {
-        float* y_plane = wide + i * plane_floats;
-        // The last block of the plane may end in positions that are no pixels.
-        std::fill_n(y_plane + plane_floats - cpu::kBlock, cpu::kBlock, 0.0f);
-        const int32_t entry = first + i;
-        plan.kernels->bf16->unpack(shape, shape, group_plane(plan, context, in_map_, entry / kBf16PerWord),
-                                   entry % kBf16PerWord, y_plane);
-        channels[i] = y_plane;
+    const int32_t last = begin(rank + 1, size);
+    for (int32_t first = begin(rank, size); first < last;) {
+      int32_t words = 0, count = 0;
+      for (int32_t word = -1; first + count < last; ++count) {
+        const int32_t at = position(first + count);
+        if (at / kBf16PerWord != word) {
+          if (words == at_once) break;
+          word = at / kBf16PerWord;
+          widen(word, wide + int64_t{words++} * kBf16PerWord * plane_floats);
+        }
+        channels[count] = wide + ((words - 1) * kBf16PerWord + at % kBf16PerWord) * plane_floats;
       }
-      plan.kernels->plane_reduce(kind_, shape, channels, count, results);
+      plan.kernels->plane_reduce(p_.kind, reduced, channels, count, results);
       for (int32_t i = 0; i < count; ++i) y[list.index[first + i]] = results[i];
+      first += count;
     }
   };
-  if (planes * int64_t{shape.blocks} < kSerialPlaneBlocks)
+  if (int64_t{planes_for(list.count, kBf16PerWord)} * shape.blocks < kSerialPlaneBlocks)
     part(0, 1);
   else
     team.run([&](int rank) { part(rank, team.size()); });
@@ -182,8 +290,8 @@ int32_t Bf16ReduceStep::words_at_once(const cpu::PlaneShape& shape) {
 }
 
 size_t Bf16ReduceStep::scratch_bytes(const cpu::PlaneShape& shape) {
-  return sizeof(float) * static_cast<size_t>(shape.blocks) * cpu::kBlock * kBf16PerWord *
-         static_cast<size_t>(words_at_once(shape));
+  const int32_t blocks = std::max(words_at_once(shape) * shape.blocks, kMaxWordsAtOnce * cpu::kBf16SumBlocks);
+  return sizeof(float) * static_cast<size_t>(blocks) * cpu::kBlock * kBf16PerWord;
 }
 
 Bf16LinearStep::Bf16LinearStep(Plan& plan, Params params) : p_(params) {

@@ -17,10 +17,13 @@ struct Bf16ConvParams {
   std::vector<int32_t> tap_offset, tap_column;  // words; columns that the tap is to the right of the output
   const uint16_t* weights = nullptr;            // [K][C/groups][taps], read by the constructor only
   int32_t bias = -1, gate = -1, shift = -1;     // flat tensors [K]
+  bool gate_is_mask = false;  // every channel of out_list has gate 1: multiplied by only where skipping is off
   cpu::Clamp inner, outer;
-  int32_t in_list = -1;    // channels of the input that are stored
-  int32_t out_list = -1;   // channels to compute; without a residual also those that are stored
-  int32_t pass_list = -1;  // channels of which only the residual is shifted and clamped; -1 = none
+  int32_t in_list = -1;           // channels of the input that are stored
+  int32_t out_list = -1;          // channels to compute; without a residual also those that are stored
+  int32_t pass_list = -1;         // channels of which only the residual is shifted and clamped; -1 = none
+  int64_t winograd_scratch = -1;  // arena offset of the transformed input; -1 = not to run by Winograd
+  KeptInput kept_input;
   int64_t macs_per_pair = 0;
 };
 
@@ -34,12 +37,22 @@ class Bf16ConvStep final : public Step {
  private:
   void run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
                      const cpu::Bf16ConvCall& call) const;
+  // Whether one image runs by Winograd.
+  struct WinogradChoice {
+    bool pays = false;
+    double cycles = 0.0;
+    KeptInputState before;  // of the kept input
+  };
+  WinogradChoice choose_winograd(const Plan& plan, Context& context, const LiveList& in, const LiveList& out) const;
+  void run_winograd(const Plan& plan, Context& context, ThreadTeam& team, const cpu::Bf16Weights& weights,
+                    const cpu::Bf16ConvCall& call, const LiveList& out, const WinogradChoice& choice) const;
   void pass_through(const Plan& plan, Context& context) const;
 
   Bf16ConvParams p_;
   TapMasks tap_masks_;
   cpu::Bf16ConvShape shape_{};
-  uint16_t* rows_;  // in the plan's packed memory
+  uint16_t* rows_;                        // in the plan's packed memory
+  uint16_t* winograd_weights_ = nullptr;  // there, too
 };
 
 // A float map, or graph input `input` [C][H][W], rounded to bf16, for the listed channels.
@@ -66,11 +79,15 @@ class Bf16UnpackStep final : public Step {
   int32_t in_map_, out_map_, list_;
 };
 
-// The float reduction of every listed channel, 0 for the others.
+// The float reduction of every listed channel; the others are those of `before`, or 0.
 class Bf16ReduceStep final : public Step {
  public:
-  Bf16ReduceStep(cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list)
-      : kind_(kind), in_map_(in_map), out_flat_(out_flat), list_(list) {}
+  struct Params {
+    cpu::Reduce kind;
+    int32_t in_map, out_flat, list;
+    int32_t before = -1;  // flat: the same of a map that has the planes of all other channels; -1 = they are not live
+  };
+  explicit Bf16ReduceStep(Params params) : p_(params) {}
   void run(const Plan& plan, Context& context, ThreadTeam& team) const override;
 
   static size_t scratch_bytes(const cpu::PlaneShape& shape);  // of one thread
@@ -79,8 +96,7 @@ class Bf16ReduceStep final : public Step {
   static constexpr int32_t kMaxWordsAtOnce = 8;
   static int32_t words_at_once(const cpu::PlaneShape& shape);
 
-  cpu::Reduce kind_;
-  int32_t in_map_, out_flat_, list_;
+  Params p_;
 };
 
 // As LinearStep, with bf16 weights.

@@ -14,14 +14,6 @@ struct PoolOutput {
   int32_t before = -1;  // the same of the residual, whose planes outside out_list are the output's; -1 = unknown
 };
 
-// The transformed input of Winograd convolutions that read one map after the other, each map being the one before but
-// for some channels: each convolution transforms those alone. All inputs are stored and live.
-struct KeptInput {
-  int32_t slot = -1;     // of Context::kept_inputs; -1 = none, the scratch is anyone's
-  int32_t turn = 0;      // 0, 1, ... in order of execution
-  int32_t changed = -1;  // list of the channels that differ from the map of the turn before; -1 for turn 0
-};
-
 // Most planes that an expansion shares with the depthwise convolution behind it (expand_depthwise_step.h).
 constexpr int32_t kMostSharedPlanes = 64;
 

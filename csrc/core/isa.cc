@@ -46,6 +46,7 @@ struct IsaEntry {
        cpu::fill_bf16_depthwise_##BF16(kernels);                  \
        cpu::fill_bf16_linear_##BF16(kernels);                     \
        cpu::fill_bf16_maps_##BF16(kernels);                       \
+       cpu::fill_bf16_winograd_##BF16(kernels);                   \
        return kernels;                                            \
      }();                                                         \
      table.bf16 = &bf16;                                          \

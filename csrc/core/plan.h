@@ -68,7 +68,15 @@ struct StepRecord {
   const char* kernel = "";
 };
 
-// What a transformed input that Winograd convolutions share holds (ConvParams::KeptInput).
+// The transformed input of Winograd convolutions that read one map after the other, each map being the one before but
+// for some channels: each convolution transforms those alone. All inputs are stored and live.
+struct KeptInput {
+  int32_t slot = -1;     // of Context::kept_inputs; -1 = none, the scratch is anyone's
+  int32_t turn = 0;      // 0, 1, ... in order of execution
+  int32_t changed = -1;  // list of the channels that differ from the map of the turn before; -1 for turn 0
+};
+
+// What a transformed input that Winograd convolutions share holds.
 struct KeptInputState {
   int32_t turn = -1;  // the reader that transformed last; -1 = nothing to go on with
   int32_t bands = 0;  // that the map was cut into

@@ -65,7 +65,7 @@ class PlanBuilder {
   void add_bf16_conv(const std::string& name, Bf16ConvParams params);
   void add_bf16_pack(const std::string& name, Bf16PackStep::Params params);
   void add_bf16_unpack(const std::string& name, int32_t in_map, int32_t out_map, int32_t list);
-  void add_bf16_reduce(const std::string& name, cpu::Reduce kind, int32_t in_map, int32_t out_flat, int32_t list);
+  void add_bf16_reduce(const std::string& name, Bf16ReduceStep::Params params);
   void add_bf16_linear(const std::string& name, Bf16LinearStep::Params params);
   void add_bf16_max_pool(const std::string& name, cpu::PoolShape shape, int32_t in_map, int32_t out_map, int32_t list);
 
@@ -79,6 +79,8 @@ class PlanBuilder {
   // Scratch of a convolution's transformed input, in floats; 0 when this ISA has no such kernel.
   int64_t winograd_input_scratch(int32_t in_channels, int32_t out_channels, int32_t m, int32_t shape,
                                  cpu::WinogradWeights form);
+  // Is Winograd faster for a 3x3 convolution of bf16 maps with all channels live, and does this ISA have it?
+  bool bf16_winograd_pays(int32_t in_channels, int32_t out_channels, int32_t height, int32_t width) const;
   bool has_winograd() const { return plan_->kernels->has_winograd; }
   bool has_channel_lanes() const { return plan_->kernels->has_channel_lanes; }
   bool has_stem() const { return plan_->kernels->has_stem; }

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include "cpu/bf16_vector.h"
+#include "cpu/conv_epilogue.h"
 #include "cpu/grouped_rows.h"
 #include "cpu/row_compaction.h"
 
@@ -36,7 +37,7 @@ struct ConvJob {
   GroupPlanes input, output;
   int32_t words;     // live words per tap
   int64_t row_size;  // of a row that is not compacted, in elements
-  bool plain;        // bias and one clamp are all there is
+  bool plain;        // bias, residual and one clamp are all there is
   Clamp clamp;       // the merged clamp of a plain epilogue
   __m512* sums;      // [kTileRows][kMaxVectors]
 };
@@ -86,9 +87,14 @@ DYNPRUNE_INLINE void multiply(const ConvJob& job, const RowBlock& block, int64_t
   }
 }
 
+DYNPRUNE_INLINE __m512 finish_row(const ConvJob& job, const Bf16Channel& terms, bool plain, __m512 sum) {
+  if (plain) return clamp_floats(_mm512_add_ps(sum, _mm512_set1_ps(terms.bias)), job.clamp);
+  return finish_floats(sum, terms, job.shape.inner, job.shape.outer, _mm512_setzero_ps());
+}
+
 DYNPRUNE_INLINE __m512 finish_row(const ConvJob& job, const Bf16Channel& terms, bool plain, __m512 sum,
                                   __m512 residual) {
-  if (plain) return clamp_floats(_mm512_add_ps(sum, _mm512_set1_ps(terms.bias)), job.clamp);
+  if (plain) return clamp_floats(_mm512_add_ps(_mm512_add_ps(sum, _mm512_set1_ps(terms.bias)), residual), job.clamp);
   return finish_floats(sum, terms, job.shape.inner, job.shape.outer, residual);
 }
 
@@ -100,9 +106,15 @@ DYNPRUNE_INLINE void store_words(const ConvJob& job, const RowBlock& block, int6
   DYNPRUNE_UNROLL for (int k = 0; k < Rows; k += kBf16PerWord) {
     uint32_t* y = job.output.data + block.channel[k] / kBf16PerWord * job.output.stride + position;
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-      const __m512i before = adds ? _mm512_loadu_si512(y + 16 * j) : _mm512_setzero_si512();
-      const __m512 low = finish_row(job, block.terms[k], plain, acc[k][j], low_floats(before));
-      const __m512 high = finish_row(job, block.terms[k + 1], plain, acc[k + 1][j], high_floats(before));
+      __m512 low, high;
+      if (adds) {
+        const __m512i before = _mm512_loadu_si512(y + 16 * j);
+        low = finish_row(job, block.terms[k], plain, acc[k][j], low_floats(before));
+        high = finish_row(job, block.terms[k + 1], plain, acc[k + 1][j], high_floats(before));
+      } else {
+        low = finish_row(job, block.terms[k], plain, acc[k][j]);
+        high = finish_row(job, block.terms[k + 1], plain, acc[k + 1][j]);
+      }
       _mm512_mask_storeu_epi32(y + 16 * j, store_mask[j], round_pairs(low, high));
     }
   }
@@ -118,8 +130,8 @@ void write_sums(const ConvJob& job, const RowBlock& block, int64_t position) {
     const __m512* sums = job.sums + k * kMaxVectors;
     const bool both = k + 1 < block.rows;
     DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-      const __m512 low = finish_row(job, block.terms[k], job.plain, sums[j], zero);
-      const __m512 high = both ? finish_row(job, block.terms[k + 1], job.plain, sums[kMaxVectors + j], zero) : zero;
+      const __m512 low = finish_row(job, block.terms[k], job.plain, sums[j]);
+      const __m512 high = both ? finish_row(job, block.terms[k + 1], job.plain, sums[kMaxVectors + j]) : zero;
       _mm512_mask_storeu_epi32(y + 16 * j, store_mask[j], round_pairs(low, high));
     }
   }
@@ -140,11 +152,11 @@ void add_sums(const ConvJob& job, const RowBlock& block, int64_t position) {
       const __m512i before = _mm512_loadu_si512(y + 16 * j);
       __m512i after;
       if (both) {
-        after = round_pairs(finish_row(job, block.terms[k], false, sums[j], low_floats(before)),
-                            finish_row(job, block.terms[k + 1], false, sums[kMaxVectors + j], high_floats(before)));
+        after = round_pairs(finish_row(job, block.terms[k], job.plain, sums[j], low_floats(before)),
+                            finish_row(job, block.terms[k + 1], job.plain, sums[kMaxVectors + j], high_floats(before)));
       } else {
         const __m512 v =
-            finish_row(job, block.terms[k], false, sums[j], low ? low_floats(before) : high_floats(before));
+            finish_row(job, block.terms[k], job.plain, sums[j], low ? low_floats(before) : high_floats(before));
         after =
             _mm512_mask_mov_epi16(before, low ? 0x55555555u : 0xaaaaaaaau, round_pairs(low ? v : zero, low ? zero : v));
       }
@@ -168,6 +180,7 @@ void compute_tile(const ConvJob& job, const RowBlock& block, int64_t position) {
   multiply<Rows, Vectors, Ahead>(job, block, position, acc);
   if constexpr (Rows % kBf16PerWord == 0) {
     if (block.whole_words) {
+      if (job.shape.adds && job.plain) return store_words<Rows, Vectors>(job, block, position, true, true, acc);
       if (job.shape.adds) return store_words<Rows, Vectors>(job, block, position, false, true, acc);
       if (job.plain) return store_words<Rows, Vectors>(job, block, position, true, false, acc);
       return store_words<Rows, Vectors>(job, block, position, false, false, acc);
@@ -360,7 +373,7 @@ void bf16_conv(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf1
               call.output,
               bf16_row_channels(call.n_in) / kBf16PerWord,
               row_size,
-              !weights.gate && !weights.shift && !shape.adds,
+              !weights.gate && !weights.shift && (!shape.adds || is_unbounded(shape.inner)),
               {clamp_float(shape.inner.lo, shape.outer), clamp_float(shape.inner.hi, shape.outer)},
               scratch.sums};
   if (shape.groups > 1) return grouped_conv(shape, weights, call, job, first, last, scratch);

@@ -80,32 +80,44 @@ DYNPRUNE_INLINE void sum_channels(const Bf16ConvShape& shape, const Bf16Pair& pa
   }
 }
 
-template <int Vectors, bool Shared>
+// Plain: bias and one clamp are all there is, in registers for all vectors of a tile.
+template <int Vectors, bool Shared, bool Plain>
 void depthwise_tile(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t* y, int64_t position) {
   __m512 acc[kBf16PerWord][Vectors];
   if (Shared)
     sum_shared_words<Vectors>(shape, pair, position, acc);
   else
     sum_channels<Vectors>(shape, pair, position, acc);
+  DYNPRUNE_UNROLL for (int a = 0; a < kBf16PerWord; ++a) {
+    if (pair.filler[a]) {
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[a][j] = _mm512_setzero_ps();
+    } else if (Plain) {
+      const Clamp clamp = {clamp_float(shape.inner.lo, shape.outer), clamp_float(shape.inner.hi, shape.outer)};
+      const __m512 bias = _mm512_set1_ps(pair.channel[a].bias);
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) acc[a][j] = clamp_floats(_mm512_add_ps(acc[a][j], bias), clamp);
+    } else {
+      DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
+        acc[a][j] = finish_floats(acc[a][j], pair.channel[a], shape.inner, shape.outer, _mm512_setzero_ps());
+      }
+    }
+  }
   DYNPRUNE_UNROLL for (int j = 0; j < Vectors; ++j) {
-    __m512 v[kBf16PerWord];
-    DYNPRUNE_UNROLL for (int a = 0; a < kBf16PerWord; ++a) v[a] =
-        pair.filler[a] ? _mm512_setzero_ps()
-                       : finish_floats(acc[a][j], pair.channel[a], shape.inner, shape.outer, _mm512_setzero_ps());
     _mm512_mask_storeu_epi32(y + position + 16 * j, shape.out.store_mask[position / kBlock + j],
-                             round_pairs(v[0], v[1]));
+                             round_pairs(acc[0][j], acc[1][j]));
   }
 }
 
 using TileFn = void (*)(const Bf16ConvShape&, const Bf16Pair&, uint32_t*, int64_t);
-#define TILES(SHARED) \
-  {&depthwise_tile<1, SHARED>, &depthwise_tile<2, SHARED>, &depthwise_tile<3, SHARED>, &depthwise_tile<4, SHARED>}
-// [shared words][vectors - 1]
-constexpr TileFn kTile[2][kVectors] = {TILES(false), TILES(true)};
+#define TILES(SHARED, PLAIN)                                                                                \
+  {&depthwise_tile<1, SHARED, PLAIN>, &depthwise_tile<2, SHARED, PLAIN>, &depthwise_tile<3, SHARED, PLAIN>, \
+   &depthwise_tile<4, SHARED, PLAIN>}
+// [plain][shared words][vectors - 1]
+constexpr TileFn kTile[2][2][kVectors] = {{TILES(false, false), TILES(true, false)},
+                                          {TILES(false, true), TILES(true, true)}};
 #undef TILES
 
-void depthwise_plane(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t* y) {
-  const TileFn* tiles = kTile[share_words(pair)];
+void depthwise_plane(const Bf16ConvShape& shape, const Bf16Pair& pair, bool plain, uint32_t* y) {
+  const TileFn* tiles = kTile[plain][share_words(pair)];
   for (int32_t block = 0; block < shape.out.blocks; block += kVectors) {
     const int32_t left = shape.out.blocks - block;
     tiles[(left < kVectors ? left : kVectors) - 1](shape, pair, y, static_cast<int64_t>(block) * kBlock);
@@ -114,7 +126,7 @@ void depthwise_plane(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t*
 
 #else
 
-void depthwise_plane(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t* y) {
+void depthwise_plane(const Bf16ConvShape& shape, const Bf16Pair& pair, bool, uint32_t* y) {
   for (int64_t block = 0; block < shape.out.blocks; ++block) {
     const int64_t position = block * kBlock;
     uint32_t result[kBlock] = {};
@@ -139,8 +151,9 @@ void depthwise_plane(const Bf16ConvShape& shape, const Bf16Pair& pair, uint32_t*
 
 void bf16_depthwise(const Bf16ConvShape& shape, const Bf16Weights& weights, const Bf16ConvCall& call,
                     const int32_t* in_position, int32_t first, int32_t last) {
+  const bool plain = !weights.gate && !weights.shift;
   for (int32_t plane = first; plane < last; ++plane)
-    depthwise_plane(shape, pair_of(shape, weights, call, in_position, plane),
+    depthwise_plane(shape, pair_of(shape, weights, call, in_position, plane), plain,
                     call.output.data + plane * call.output.stride);
 }
 

@@ -11,7 +11,7 @@
 // The sum of an output element starts at 0 and takes, tap by tap and word by word, the product of the high half and
 // then that of the low half: what vdpbf16ps does (but see bf16_leftover). So its bits depend on which live channels
 // share a word: lists of packed maps name the live channels first, with skipping off as well. Results are the same bits
-// on every ISA.
+// on every ISA, but for Winograd convolutions, which only AVX512_BF16 has.
 #pragma once
 
 #include <cstddef>
@@ -83,6 +83,27 @@ using Bf16ConvFn = void (*)(const Bf16ConvShape&, const Bf16Weights&, const Bf16
 using Bf16DepthwiseFn = void (*)(const Bf16ConvShape&, const Bf16Weights&, const Bf16ConvCall&,
                                  const int32_t* in_position, int32_t first, int32_t last);
 
+// Winograd F(4x4, 3x3) for 3x3 taps, stride 1, padding 1, one group: transforms, products and sums in float32. Maps,
+// epilogue and which entries are written are those of Bf16ConvFn; sums are other ones, within a few units of the last
+// place of the largest summand. A value that is not finite, or so large that a sum of 100 of it is not, spoils the 6x6
+// pixels of the tiles that read it.
+static constexpr WinogradShape bf16_winograd_shape(const Bf16ConvShape& shape) {
+  return {shape.in_channels, shape.out_channels, 4, shape.out};
+}
+// weights: numbers of packed weights; input_scratch and thread_scratch in floats.
+using Bf16WinogradSizesFn = WinogradSizes (*)(const Bf16ConvShape&);
+// [out_channels][in_channels][9] to [out_channels / 16][in_channels][9][16].
+using Bf16WinogradPackFn = void (*)(const Bf16ConvShape&, const uint16_t* weights, uint16_t* packed);
+// Transforms entries [first, last) of in_channel, or of those that `positions` lists (null = all), into v. All must be
+// done before the output.
+using Bf16WinogradInputFn = void (*)(const Bf16ConvShape&, TileRows, const Bf16ConvCall&, const int32_t* positions,
+                                     int32_t first, int32_t last, float* v);
+// Computes entries [first, last) of out_channel. No word may be shared with another thread's entries. `packed` holds
+// the weights; those of `weights` are not read.
+using Bf16WinogradOutputFn = void (*)(const Bf16ConvShape&, TileRows, const uint16_t* packed,
+                                      const Bf16Weights& weights, const float* v, const Bf16ConvCall&, int32_t first,
+                                      int32_t last, float* thread_scratch);
+
 // ---- other passes over group planes -------------------------------------------------------------
 
 // Halves whose bit is set in `lanes` become clamp(shift + half, outer): residuals of channels without a sum.
@@ -94,6 +115,10 @@ using Bf16WindowsFn = void (*)(const WindowShape&, const float* x, uint32_t* y, 
 using Bf16WindowScratchFn = size_t (*)(const WindowShape&);
 // One half of each word into a float plane of equal size.
 using Bf16UnpackFn = void (*)(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int32_t half, float* y);
+// Sums, or sums of magnitudes, of both halves of a plane: block b of it is added to block b % kBf16SumBlocks of `low`
+// and of `high`, which start at zero. That is the order of plane_reduce, which makes one number of them.
+constexpr int kBf16SumBlocks = 4;
+using Bf16SumFn = void (*)(const PlaneShape&, bool magnitudes, const uint32_t* x, float* low, float* high);
 // Maximum over windows, NaN if there is one; what lies outside the map is not looked at.
 using Bf16MaxPoolScratchFn = size_t (*)(const PoolShape&);  // in words
 using Bf16MaxPoolFn = void (*)(const PoolShape&, const uint32_t* x, uint32_t* y, uint32_t* scratch);
@@ -112,12 +137,18 @@ struct Bf16Kernels {
   const char* isa;  // what these kernels were written for: "bf16" or "portable"
   Bf16ScratchFn conv_scratch;
   Bf16ConvFn conv;
+  bool has_winograd;
+  Bf16WinogradSizesFn winograd_sizes;
+  Bf16WinogradPackFn winograd_pack;
+  Bf16WinogradInputFn winograd_input;
+  Bf16WinogradOutputFn winograd_output;
   Bf16DepthwiseFn depthwise;
   Bf16PassFn pass;
   Bf16PackFn pack;
   Bf16WindowScratchFn window_scratch;
   Bf16WindowsFn pack_windows;
   Bf16UnpackFn unpack;
+  Bf16SumFn sum;
   Bf16MaxPoolScratchFn max_pool_scratch;
   Bf16MaxPoolFn max_pool;
   Bf16LinearFn linear;
@@ -127,7 +158,8 @@ struct Bf16Kernels {
   void fill_bf16_conv_##ISA(Bf16Kernels&);      \
   void fill_bf16_depthwise_##ISA(Bf16Kernels&); \
   void fill_bf16_linear_##ISA(Bf16Kernels&);    \
-  void fill_bf16_maps_##ISA(Bf16Kernels&);
+  void fill_bf16_maps_##ISA(Bf16Kernels&);      \
+  void fill_bf16_winograd_##ISA(Bf16Kernels&);
 DYNPRUNE_DECLARE_BF16_FAMILIES(generic)
 DYNPRUNE_DECLARE_BF16_FAMILIES(avx2)
 DYNPRUNE_DECLARE_BF16_FAMILIES(avx512)

@@ -75,6 +75,39 @@ void unpack(const PlaneShape& in, const PlaneShape& out, const uint32_t* x, int3
   }
 }
 
+void sum(const PlaneShape& shape, bool magnitudes, const uint32_t* x, float* low, float* high) {
+  const uint32_t keep_bits = magnitudes ? 0x7fff7fffu : 0xffffffffu;
+#if defined(__AVX512BF16__)
+  const __m512i kept = _mm512_set1_epi32(static_cast<int32_t>(keep_bits));
+  __m512 lows[kBf16SumBlocks], highs[kBf16SumBlocks];
+  for (int c = 0; c < kBf16SumBlocks; ++c) lows[c] = highs[c] = _mm512_setzero_ps();
+  const auto add_block = [&](int64_t block, int c) __attribute__((always_inline)) {
+    const __m512i words = _mm512_and_si512(_mm512_loadu_si512(x + block * kBlock), kept);
+    lows[c] = _mm512_add_ps(lows[c], low_floats(words));
+    highs[c] = _mm512_add_ps(highs[c], high_floats(words));
+  };
+  int64_t block = 0;
+  for (; block + kBf16SumBlocks <= shape.blocks; block += kBf16SumBlocks) {
+    DYNPRUNE_UNROLL for (int c = 0; c < kBf16SumBlocks; ++c) add_block(block + c, c);
+  }
+  DYNPRUNE_UNROLL for (int c = 0; c < kBf16SumBlocks; ++c) {
+    if (block + c < shape.blocks) add_block(block + c, c);
+    _mm512_storeu_ps(low + c * kBlock, lows[c]);
+    _mm512_storeu_ps(high + c * kBlock, highs[c]);
+  }
+#else
+  for (int i = 0; i < kBf16SumBlocks * kBlock; ++i) low[i] = high[i] = 0.0f;
+  for (int64_t block = 0; block < shape.blocks; ++block) {
+    const int64_t to = block % kBf16SumBlocks * kBlock;
+    for (int i = 0; i < kBlock; ++i) {
+      const uint32_t word = x[block * kBlock + i] & keep_bits;
+      low[to + i] += low_half(word);
+      high[to + i] += high_half(word);
+    }
+  }
+#endif
+}
+
 void pass(const PlaneShape& shape, uint32_t lanes, const float* shift, Clamp outer, uint32_t* y) {
 #if defined(__AVX512BF16__)
   const __mmask32 halves = (lanes & 1 ? 0x55555555u : 0u) | (lanes & 2 ? 0xaaaaaaaau : 0u);
@@ -217,6 +250,7 @@ void DYNPRUNE_ISA_NAME(fill_bf16_maps)(Bf16Kernels& table) {
   table.window_scratch = window_scratch;
   table.pack_windows = pack_windows;
   table.unpack = unpack;
+  table.sum = sum;
   table.max_pool_scratch = max_pool_scratch;
   table.max_pool = max_pool;
 }

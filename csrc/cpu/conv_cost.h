@@ -191,25 +191,33 @@ inline double winograd_channel_lanes_cycles(const WinogradShape& shape, int32_t 
   return waited > stream ? waited : stream;
 }
 
-inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
-                              int32_t live_in, int32_t live_out) {
-  if (live_out <= 0) return 0;
-  if (form == WinogradWeights::kChannelLanes) return winograd_channel_lanes_cycles(shape, live_in, live_out);
-  const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
+// Of the products of all elements of the tiles, tiles in the lanes.
+inline double winograd_product_cycles(const KernelTable& table, const WinogradShape& shape, const TileGrid& grid,
+                                      int32_t live_in, int32_t live_out) {
   const DirectTiles tiles = multiply_tiles(table.lanes);
   const WinogradCycles parts = winograd_parts(table.lanes, shape.m);
   const double elements = (shape.m + 2) * (shape.m + 2);
   // Live outputs are multiplied in groups; how many tiles they make up.
-  const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const int group = live_out < kChannelBlock ? live_out : kChannelBlock;
   const DirectSplit& split = position_split(TileUse::kMultiply, table.lanes, group, grid.vectors, grid.half());
   const double groups = static_cast<double>(live_out) / group;
   const int widest = split.parts ? ceil_div(split.full_vectors, split.parts) : split.half_tile_vectors + 1;
   const int calls = (split.parts + split.half_tile) * ceil_div(group, max_channels(tiles, widest));
+  return elements * groups * (live_in * split.cycles * parts.products + parts.per_call * calls);
+}
+
+inline double winograd_cycles(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
+                              int32_t live_in, int32_t live_out) {
+  if (live_out <= 0) return 0;
+  if (form == WinogradWeights::kChannelLanes) return winograd_channel_lanes_cycles(shape, live_in, live_out);
+  const TileGrid grid = tile_grid(shape.out, shape.m, table.lanes);
+  const WinogradCycles parts = winograd_parts(table.lanes, shape.m);
+  const double elements = (shape.m + 2) * (shape.m + 2);
+  const bool on_the_fly = form == WinogradWeights::kOnTheFly;
   const double start = 750.0;
   const double transforms = parts.input[grid.kind()] * live_in + parts.output[grid.kind()] * live_out;
-  const double products = groups * (live_in * split.cycles * parts.products + parts.per_call * calls);
-  const double cycles = start + transforms * grid.transforms() + elements * products;
+  const double cycles =
+      start + transforms * grid.transforms() + winograd_product_cycles(table, shape, grid, live_in, live_out);
 
   const double share = static_cast<double>(live_in) / shape.in_channels;
   const double blocks = blocks_touched(shape.out_channels, live_out, kChannelBlock);
@@ -218,6 +226,7 @@ inline double winograd_cycles(const KernelTable& table, const WinogradShape& sha
   const double stream =
       stream_cycles(bytes, block_bytes * shape.in_channels * ceil_div(shape.out_channels, kChannelBlock), share);
   if (!on_the_fly) return cycles > stream ? cycles : stream;
+  const double groups = live_out < kChannelBlock ? 1.0 : static_cast<double>(live_out) / kChannelBlock;
   // What is transformed is fetched while the group before is multiplied. The first group's is waited for, and gaps are.
   const double touched = blocks_touched(shape.out_channels, live_out, table.lanes) / 2;  // two stored vectors make one
   const double full = ceil_div(live_out, table.lanes);

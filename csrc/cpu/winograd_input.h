@@ -119,11 +119,8 @@ template <int M, class Pixels>
 void input_plane(const TileGrid& grid, const PlaneShape& map, const float* x, float* v, int64_t stride) {
   const InputTilesFn transform =
       grid.segments > 1 ? kInputTilesOfLongRows<M, Pixels> : kInputTiles<M, Pixels>[grid.kind()];
-  for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
-    for (int32_t s = 0; s < grid.segments; ++s) {
-      transform(x, map, grid.first_row + row, s * grid.segment, v + grid.lane(row, s), stride);
-    }
-  }
+  for_each_tile_vector(
+      grid, [&](int32_t row, int32_t column, int64_t lane) { transform(x, map, row, column, v + lane, stride); });
 }
 
 }  // namespace

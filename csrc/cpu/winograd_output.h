@@ -129,11 +129,8 @@ template <int M, class Plane>
 void output_plane(const TileGrid& grid, const Plane& plane, const float* tiles, int64_t stride) {
   const OutputTilesFn<Plane> transform =
       kOutputTiles<M, Plane>[grid.kind()][static_cast<int>(epilogue_kind(*plane.epilogue))];
-  for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
-    for (int32_t s = 0; s < grid.segments; ++s) {
-      transform(plane, grid.first_row + row, s * grid.segment, tiles + grid.lane(row, s), stride);
-    }
-  }
+  for_each_tile_vector(
+      grid, [&](int32_t row, int32_t column, int64_t lane) { transform(plane, row, column, tiles + lane, stride); });
 }
 
 }  // namespace

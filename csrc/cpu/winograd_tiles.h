@@ -64,6 +64,14 @@ inline TileGrid tile_grid(const PlaneShape& map, int32_t m, int32_t lanes) {
   return tile_grid(map, m, lanes, {0, ceil_div(map.height, m)});
 }
 
+// Calls visit(tile row in the map, tile column, first lane) for every vector that is transformed.
+template <class Visit>
+inline void for_each_tile_vector(const TileGrid& grid, Visit&& visit) {
+  for (int32_t row = 0; row < grid.rows; row += grid.rows_per_vector()) {
+    for (int32_t s = 0; s < grid.segments; ++s) visit(grid.first_row + row, s * grid.segment, grid.lane(row, s));
+  }
+}
+
 // How the rows of tiles of a map may be shared out, a vector of short rows being indivisible.
 struct WinogradBands {
   int32_t tile_rows;

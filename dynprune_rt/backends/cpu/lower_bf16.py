@@ -12,6 +12,7 @@ from dynprune_rt.backends.cpu.group_maps import check_stored, map_size, operands
 from dynprune_rt.backends.cpu.image_windows import record_windows, window_reader
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
 from dynprune_rt.backends.cpu.pass_through import passes_unchanged
+from dynprune_rt.backends.cpu.winograd_sites import is_winograd_shape
 from dynprune_rt.ir.graph import Node, Value
 
 
@@ -27,8 +28,9 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
     check_stored(node, residual)
 
     weights = np.ascontiguousarray(recorder.graph.constant(weight))
-    stride, kernel = tuple(node.attrs["stride"]), (weights.shape[2], weights.shape[3])
-    taps = convolution_taps(map_size(x), map_size(y), kernel, stride, node.attrs["padding"], node.attrs["dilation"])
+    stride, padding, dilation = (tuple(node.attrs[name]) for name in ("stride", "padding", "dilation"))
+    kernel = (weights.shape[2], weights.shape[3])
+    taps = convolution_taps(map_size(x), map_size(y), kernel, stride, padding, dilation)
     macs_per_pair = math.prod(map_size(y)) * math.prod(kernel)
     facts = LayerFacts(node.name, "conv2d", in_channels, out_channels, macs_per_pair * math.prod(weights.shape[:2]))
     model_inputs = 0
@@ -48,10 +50,18 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
     out_list = recorder.live_list(y) if residual is None else recorder.list_of(node.computed, None, out_channels)
     outer = tuple(node.attrs["outer"])
     pass_list = None
-    if node.computed is not None and residual is not None and not passes_unchanged(residual, shift, outer):
-        pass_list = recorder.list_of(None, node.computed, out_channels)
+    if node.computed is not None and residual is not None:
+        if not passes_unchanged(residual, shift, outer):
+            pass_list = recorder.list_of(None, node.computed, out_channels)
+        elif out is recorder.as_map(residual):
+            recorder.updates[y] = residual, out_list
+    site = None
+    if not model_inputs and is_winograd_shape(kernel, stride, dilation, padding, groups):
+        site = recorder.winograd.add_bf16(x, out_channels, out)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     gate_flat = None if gate is None else recorder.as_flat(gate)
+    computed = y.live if node.computed is None else node.computed
+    gate_is_mask = gate is not None and recorder.is_own_mask(gate, computed)
     shift_flat = None if shift is None else recorder.as_flat(shift)
     recorder.step(
         lambda: recorder.builder.add_bf16_conv(
@@ -68,12 +78,15 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
             tap_column=[column for _, _, column in taps.offsets],
             bias=recorder.flat_id(bias_flat),
             gate=recorder.flat_id(gate_flat),
+            gate_is_mask=gate_is_mask,
             shift=recorder.flat_id(shift_flat),
             inner=tuple(node.attrs["inner"]),
             outer=outer,
             in_list=in_list.index,
             out_list=out_list.index,
             pass_list=-1 if pass_list is None else pass_list.index,
+            winograd_scratch=-1 if site is None else recorder.winograd.scratch(site),
+            kept_input=(-1, 0, -1) if site is None else site.kept_input,
             macs_per_pair=macs_per_pair,
         ),
         facts,
@@ -129,18 +142,24 @@ def lower_unpack(recorder: Recorder, node: Node) -> bool:
 
 
 def lower_bf16_reduce(recorder: Recorder, node: Node, x: Value) -> bool:
-    source, live = recorder.as_map(x), recorder.live_list(x)
-    y = recorder.new_flat(node.output)
+    source, live, kind = recorder.as_map(x), recorder.live_list(x), node.attrs["kind"]
+    before = None
+    if x in recorder.updates:  # channels that stayed keep their results
+        stream, changed = recorder.updates[x]
+        before = recorder.reduced.get((stream, kind))
+        live = live if before is None else changed
+    y = recorder.reduced[x, kind] = recorder.new_flat(node.output)
     recorder.step(
         lambda: recorder.builder.add_bf16_reduce(
             node.name,
-            kind=getattr(_C.Reduce, node.attrs["kind"]),
+            kind=getattr(_C.Reduce, kind),
             in_map=recorder.map_id(source),
             out_flat=recorder.flat_id(y),
             list=live.index,
+            before=recorder.flat_id(before),
         ),
         LayerFacts(node.name, node.op),
-        reads=[source],
+        reads=[source, before],
         writes=[y],
     )
     return True

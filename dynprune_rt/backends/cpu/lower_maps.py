@@ -27,6 +27,7 @@ from dynprune_rt.backends.cpu.lower_quantized import (
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder, lower_linear
 from dynprune_rt.backends.cpu.pass_through import passes_unchanged
 from dynprune_rt.backends.cpu.storage import FlatView, MapView
+from dynprune_rt.backends.cpu.winograd_sites import is_winograd_shape
 from dynprune_rt.ir.graph import Node, Value
 from dynprune_rt.ir.types import CHANNELS_PER_WORD, QUANTIZED
 
@@ -141,10 +142,10 @@ def _conv2d(recorder: Recorder, node: Node) -> bool:
         pass_list = recorder.list_of(y.live, node.computed, out_channels)
     partly_kept = residual if free_pass and node.computed is not None else None
     if partly_kept is not None:
-        recorder.winograd.map_updated(y, partly_kept, out_list)
+        recorder.updates[y] = partly_kept, out_list
 
     site = None
-    if recorder.winograd.fits(*_size(y)) and _is_winograd_shape(kernel, stride, dilation, padding, groups):
+    if recorder.winograd.fits(*_size(y)) and is_winograd_shape(kernel, stride, dilation, padding, groups):
         site = recorder.winograd.add(x, out_channels, out)
     bias_flat = None if bias is None else recorder.constant_vector(bias, out_channels)
     if shift is None or shift.type.batched:
@@ -237,18 +238,6 @@ def _pooled(value: Value | None, kind: str) -> Value | None:
     if node is None or node.op != "conv2d" or kind not in node.attrs.get("pools", ()):
         return None
     return node.outputs[1 + list(node.attrs["pools"]).index(kind)]
-
-
-def _is_winograd_shape(
-    kernel: tuple[int, int],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: tuple[int, ...],
-    groups: int,
-) -> bool:
-    """True where the Winograd kernels apply: 3x3, stride 1, padding 1."""
-    plain = stride == (1, 1) and dilation == (1, 1) and padding == (1, 1, 1, 1) and groups == 1
-    return plain and kernel == (3, 3)
 
 
 # -- elementwise ----------------------------------------------------------------------------------

@@ -79,7 +79,11 @@ class Recorder:
         # Values x[:, :, ::s] whose readers all take ::t of the columns: the phase planes of both.
         self.strided_rows: dict[Value, MapView] = {}
         self._lists: dict[tuple[Value | None, Value | None, int, bool], LiveListRef] = {}
-        self.winograd = WinogradSites(self.builder)
+        # Maps that lie in the planes of another value and differ from it in the listed channels only.
+        self.updates: dict[Value, tuple[Value, LiveListRef]] = {}
+        self.winograd = WinogradSites(self.builder, self.updates)
+        # What bf16 maps were reduced to, by value and kind.
+        self.reduced: dict[tuple[Value, str], FlatView] = {}
         self.flat_scratch_floats = 0
         # Emission caches.
         self._arena = Arena()

@@ -11,6 +11,14 @@ from dynprune_rt.backends.cpu.storage import Arena, MapView
 from dynprune_rt.ir.graph import Value
 
 
+def is_winograd_shape(
+    kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...], groups: int
+) -> bool:
+    """True where the Winograd kernels apply: 3x3, stride 1, padding 1."""
+    plain = stride == (1, 1) and dilation == (1, 1) and padding == (1, 1, 1, 1) and groups == 1
+    return plain and kernel == (3, 3)
+
+
 @dataclass(eq=False)
 class KeptInput:
     """A transformed input that convolutions go on with, each transforming what changed (csrc/core/conv_step.h)."""
@@ -28,6 +36,7 @@ class WinogradSite:
     out_channels: int
     out: MapView
     few_tiles: bool  # output channels fill the vectors instead
+    bf16: bool = False  # maps of two channels per word
     kept: KeptInput | None = None
     turn: int = 0
     changed: LiveListRef | None = None
@@ -35,6 +44,8 @@ class WinogradSite:
     @property
     def m(self) -> int:
         """Tile size of F(m x m, 3x3). 4 saves more multiplications, 2 fills vectors on smaller maps."""
+        if self.bf16:
+            return 4
         return 4 if min(self.out.height, self.out.width) > (4 if self.few_tiles else 11) else 2
 
     @property
@@ -43,6 +54,8 @@ class WinogradSite:
         transforming the live ones of each image costs less than fetching up to four times the bytes."""
         if self.few_tiles:
             return _C.WinogradWeights.channel_lanes
+        if self.bf16:
+            return _C.WinogradWeights.on_the_fly
         transformed = 4 * (self.m + 2) ** 2 * self.in_channels * self.out_channels
         return _C.WinogradWeights.on_the_fly if transformed > (64 << 10) else _C.WinogradWeights.transformed
 
@@ -60,11 +73,12 @@ class WinogradSites:
     convolution then finds the other channels transformed already.
     """
 
-    def __init__(self, builder: _C.PlanBuilder) -> None:
+    def __init__(self, builder: _C.PlanBuilder, updates: dict[Value, tuple[Value, LiveListRef]]) -> None:
+        """``updates``: as in `Recorder`, filled while sites are added."""
         self._builder = builder
         self._sites: list[WinogradSite] = []
         self._kept: list[KeptInput] = []
-        self._updates: dict[Value, tuple[Value, LiveListRef]] = {}
+        self._updates = updates
         self._readers: dict[Value, WinogradSite] = {}
         self._shared_scratch = -1
 
@@ -81,7 +95,16 @@ class WinogradSites:
 
     def add(self, x: Value, out_channels: int, out: MapView) -> WinogradSite:
         """The site of a convolution of ``x``."""
-        site = WinogradSite(x.type.channels, out_channels, out, self._few_tiles(out.height, out.width))
+        few_tiles = self._few_tiles(out.height, out.width)
+        return self._add(x, WinogradSite(x.type.channels, out_channels, out, few_tiles))
+
+    def add_bf16(self, x: Value, out_channels: int, out: MapView) -> WinogradSite | None:
+        """The site of a convolution of the bf16 map ``x``; None where the direct kernel is as fast."""
+        if not self._builder.bf16_winograd_pays(x.type.channels, out_channels, out.height, out.width):
+            return None
+        return self._add(x, WinogradSite(x.type.channels, out_channels, out, few_tiles=False, bf16=True))
+
+    def _add(self, x: Value, site: WinogradSite) -> WinogradSite:
         self._sites.append(site)
         if x.live is None and not site.few_tiles:
             source, changed = self._updates.get(x, (None, None))
@@ -94,10 +117,6 @@ class WinogradSites:
                 site.kept.sites.append(site)
             self._readers[x] = site
         return site
-
-    def map_updated(self, value: Value, source: Value, changed: LiveListRef) -> None:
-        """``value`` lies in the planes of ``source`` and differs from it in the listed channels only."""
-        self._updates[value] = source, changed
 
     def place(self, arena: Arena, shape_id: Callable[[MapView], int]) -> None:
         """Reserve the memory: one scratch for all, and one for each kept input."""
