@@ -49,9 +49,6 @@ ConvStep::ConvStep(Plan& plan, ConvParams params) : p_(std::move(params)) {
   out_channels_ = out.channels() / p_.groups;
   depthwise_ = in_channels_ == 1 && p_.groups > 1;
   choice_ = plan.choices++;
-  const auto is_sum = [](const PoolOutput& p) { return p.kind == cpu::Reduce::kSum || p.kind == cpu::Reduce::kMean; };
-  sums_ = p_.winograd_m && !p_.pools.empty() && std::all_of(p_.pools.begin(), p_.pools.end(), is_sum);
-  if (sums_) plan.max_summed_channels = std::max(plan.max_summed_channels, out.channels());
   direct_ = {in_channels_, out_channels_, static_cast<int32_t>(p_.tap_offset.size()), p_.tap_offset.data(),
              plan.shape_of(out)};
   strided_ = {in_channels_, out_channels_, direct_.taps,      p_.tap_offset.data(), plan.shape_of(in).pitch,
@@ -90,17 +87,16 @@ void ConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
     context.record->live_in = in.count;
     context.record->live_out = out.count;
   }
-  bool summed = false;
   if (depthwise_) {
     run_depthwise(plan, context, team, in, out);
   } else {
     for (int32_t g = 0; g < p_.groups; ++g) {
-      summed = run_group(plan, context, team, g, sublist(in, g * in_channels_, (g + 1) * in_channels_),
-                         sublist(out, g * out_channels_, (g + 1) * out_channels_));
+      run_group(plan, context, team, g, sublist(in, g * in_channels_, (g + 1) * in_channels_),
+                sublist(out, g * out_channels_, (g + 1) * out_channels_));
     }
   }
   if (p_.pass_list >= 0) pass_through(plan, context, team);
-  if (!p_.pools.empty()) reduce_pools(plan, context, team, summed);
+  if (!p_.pools.empty()) reduce_pools(plan, context, team);
 }
 
 // The choice rests on what is live, also when skipping is off: the same kernel, the same bits.
@@ -123,12 +119,12 @@ const AlgorithmChoice& ConvStep::choose(const Plan& plan, Context& context, int3
   return choice;
 }
 
-bool ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
+void ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
                          const LiveList& out) const {
   // Valid again only once this convolution has transformed its input: it may return early or run another kernel.
   const KeptInputState before =
       p_.kept_input.slot >= 0 ? std::exchange(context.kept_inputs[p_.kept_input.slot], {}) : KeptInputState{};
-  if (out.count == 0) return false;
+  if (out.count == 0) return;
   const int32_t in_base = group * in_channels_, out_base = group * out_channels_;
   for (int32_t i = 0; i < in.count; ++i) context.read_planes[i] = plan.plane(context, p_.in_map, in.index[i]);
   for (int32_t i = 0; i < out.count; ++i) context.write_planes[i] = plan.plane(context, p_.out_map, out.index[i]);
@@ -162,7 +158,8 @@ bool ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
   };
 
   if (algorithm.kernel == kWinograd4 || algorithm.kernel == kWinograd2) {
-    return run_winograd(plan, context, call, before, size, parallel);
+    run_winograd(plan, context, call, before, size, parallel);
+    return;
   }
 
   // Threads share the pixels of a layer rather than its outputs where they then read less: all weights, instead of the
@@ -176,7 +173,7 @@ bool ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
       if (part.n_out > 0)
         plan.kernels->conv_small_map(direct_, weights, part, context.thread_scratch + rank * plan.thread_scratch_size);
     });
-    return false;
+    return;
   }
 
   if (algorithm.kernel == kStem) {
@@ -186,7 +183,7 @@ bool ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
       plan.kernels->conv_stem(stem_, stem_weights_, call, row.first, row.last,
                               context.thread_scratch + rank * plan.thread_scratch_size);
     });
-    return false;
+    return;
   }
 
   if (algorithm.kernel == kChannelLanes) {
@@ -203,7 +200,7 @@ bool ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
         plan.kernels->conv_channel_lanes(strided_, lanes_weights_, part, row.first, row.last,
                                          context.thread_scratch + rank * plan.thread_scratch_size);
     });
-    return false;
+    return;
   }
 
   // Pixels are also split where there are too few live outputs to fill the tiles of every thread.
@@ -217,7 +214,6 @@ bool ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
     if (part.n_out > 0 && pixels.first < pixels.last)
       plan.kernels->conv_direct(direct_, weights, part, pixels.first, pixels.last);
   });
-  return false;
 }
 
 // A thread takes a band of rows where there are enough of them: what another core has written costs about ten times
@@ -225,7 +221,7 @@ bool ConvStep::run_group(const Plan& plan, Context& context, ThreadTeam& team, i
 // (measured with two threads: a ResNet-18 1.88 instead of 1.6 times as fast as with one, a CIFAR ResNet-56 1.45 instead
 // of 1.25).
 template <class Parallel>
-bool ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& whole, KeptInputState before,
+void ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, KeptInputState before,
                             int size, const Parallel& parallel) const {
   float* v = context.arena + p_.winograd_scratch;
   const cpu::WinogradBands bands = cpu::winograd_bands(winograd_, plan.kernels->lanes);
@@ -235,8 +231,6 @@ bool ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvC
                                 ? &context.lists[p_.kept_input.changed]
                                 : nullptr;
   if (p_.kept_input.slot >= 0) context.kept_inputs[p_.kept_input.slot] = now;
-  cpu::ConvCall call = whole;
-  if (sums_ && !banded) call.block_sums = context.block_sums;
   const int32_t n_input = changed ? changed->count : call.n_in;
   const auto input = [&](cpu::TileRows rows, Share share, float* to) {
     plan.kernels->winograd_input(winograd_, rows, p_.winograd_form, call, changed ? changed->index : nullptr,
@@ -254,12 +248,11 @@ bool ConvStep::run_winograd(const Plan& plan, Context& context, const cpu::ConvC
       input(rows, {0, n_input}, v + rank * own);
       output(rows, {0, call.n_out}, v + rank * own, rank);
     });
-    return false;
+    return;
   }
   const cpu::TileRows all = bands.rows(0, 1);
   parallel([&](int rank) { input(all, share_of(n_input, rank, size), v); });
   parallel([&](int rank) { output(all, share_of(call.n_out, rank, size), v, rank); });
-  return sums_;
 }
 
 void ConvStep::run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const LiveList& in,
@@ -330,7 +323,7 @@ void ConvStep::pass_through(const Plan& plan, Context& context, ThreadTeam& team
     team.run([&](int rank) { part(rank, team.size()); });
 }
 
-void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team, bool summed) const {
+void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& stored = context.lists[p_.stored_list];
   const int32_t channels = out_channels_ * p_.groups;
   for (const PoolOutput& pool : p_.pools) {
@@ -340,40 +333,17 @@ void ConvStep::reduce_pools(const Plan& plan, Context& context, ThreadTeam& team
     else if (stored.count < channels)
       std::fill(y, y + channels, 0.0f);
   }
-  if (summed) fold_sums(plan, context);
-  const auto reduced = [&](const PoolOutput& pool) {
-    if (!summed) return pool.before >= 0 ? p_.out_list : p_.stored_list;
-    return pool.before >= 0 ? -1 : p_.pass_list;
-  };
   const auto part = [&](int rank, int size) {
     for (const PoolOutput& pool : p_.pools) {
-      if (reduced(pool) < 0) continue;
-      const LiveList& list = context.lists[reduced(pool)];
+      const LiveList& list = pool.before >= 0 ? context.lists[p_.out_list] : stored;
       reduce_channels(plan, context, pool.kind, p_.out_map, list, share_of(list.count, rank, size),
                       plan.flat(context, pool.flat));
     }
   };
-  if (summed || static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
+  if (static_cast<double>(stored.count) * direct_.out.blocks * 2 < kSerialCycles)
     part(0, 1);
   else
     team.run([&](int rank) { part(rank, team.size()); });
-}
-
-// The pooled values of the channels computed, from context.block_sums.
-void ConvStep::fold_sums(const Plan& plan, Context& context) const {
-  const LiveList& out = context.lists[p_.out_list];
-  const float pixels = static_cast<float>(int64_t{direct_.out.height} * direct_.out.width);
-  constexpr int32_t kAtOnce = 64;
-  float results[kAtOnce];
-  for (const PoolOutput& pool : p_.pools) {
-    float* y = plan.flat(context, pool.flat);
-    for (int32_t first = 0; first < out.count; first += kAtOnce) {
-      const int32_t n = std::min(out.count - first, kAtOnce);
-      plan.kernels->fold_block_sums(context.block_sums + int64_t{first} * cpu::kBlock, n,
-                                    pool.kind == cpu::Reduce::kMean ? pixels : 1.0f, results);
-      for (int32_t i = 0; i < n; ++i) y[out.index[first + i]] = results[i];
-    }
-  }
 }
 
 }  // namespace dynprune

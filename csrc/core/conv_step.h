@@ -67,23 +67,20 @@ class ConvStep final : public Step {
  private:
   void run_depthwise(const Plan& plan, Context& context, ThreadTeam& team, const LiveList& in,
                      const LiveList& out) const;
-  // True if it left the sums of the planes computed in context.block_sums.
-  bool run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
+  void run_group(const Plan& plan, Context& context, ThreadTeam& team, int32_t group, const LiveList& in,
                  const LiveList& out) const;
   const AlgorithmChoice& choose(const Plan& plan, Context& context, int32_t live_in, int32_t live_out) const;
   template <class Parallel>
-  bool run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, KeptInputState before, int size,
+  void run_winograd(const Plan& plan, Context& context, const cpu::ConvCall& call, KeptInputState before, int size,
                     const Parallel& parallel) const;
   void pass_through(const Plan& plan, Context& context, ThreadTeam& team) const;
-  void reduce_pools(const Plan& plan, Context& context, ThreadTeam& team, bool summed) const;
-  void fold_sums(const Plan& plan, Context& context) const;
+  void reduce_pools(const Plan& plan, Context& context, ThreadTeam& team) const;
   cpu::Epilogue epilogue(const Plan& plan, const Context& context, const LiveList& out) const;
 
   ConvParams p_;
   int32_t in_channels_, out_channels_;  // of one group
   bool depthwise_;
-  int32_t choice_;     // its place in Context::choices
-  bool sums_ = false;  // all pools are sums or means, which Winograd makes while the planes are in the cache
+  int32_t choice_;  // its place in Context::choices
   cpu::DirectShape direct_{};
   cpu::StridedShape strided_{};
   cpu::StemShape stem_{};

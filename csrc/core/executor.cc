@@ -49,7 +49,6 @@ ContextMemory::ContextMemory(const Plan& plan, int team_size) {
   list_pool_.resize(static_cast<size_t>(plan.list_pool_size) + 1);
   kept_inputs_.resize(static_cast<size_t>(plan.kept_inputs));
   choices_.resize(static_cast<size_t>(plan.choices));
-  block_sums_.resize(static_cast<size_t>(plan.max_summed_channels) * cpu::kBlock);
   const auto channels = static_cast<size_t>(plan.max_channels);
   read_planes_.resize(channels);
   residual_planes_.resize(channels);
@@ -61,7 +60,6 @@ ContextMemory::ContextMemory(const Plan& plan, int team_size) {
   context.list_pool = list_pool_.data();
   context.kept_inputs = kept_inputs_.data();
   context.choices = choices_.data();
-  context.block_sums = block_sums_.data();
   context.read_planes = read_planes_.data();
   context.residual_planes = residual_planes_.data();
   context.write_planes = write_planes_.data();

@@ -29,7 +29,6 @@ class ContextMemory {
   std::vector<LiveList> lists_;
   std::vector<KeptInputState> kept_inputs_;
   std::vector<AlgorithmChoice> choices_;
-  std::vector<float> block_sums_;
   std::vector<int32_t> list_pool_, channels_;
   std::vector<const float*> read_planes_, residual_planes_;
   std::vector<float*> write_planes_;

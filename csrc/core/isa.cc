@@ -34,6 +34,7 @@ struct IsaEntry {
      static const cpu::QuantizedKernels quantized = [] {          \
        cpu::QuantizedKernels kernels{};                           \
        cpu::fill_quantized_conv_##INT8(kernels);                  \
+       cpu::fill_quantized_winograd_##INT8(kernels);              \
        cpu::fill_quantized_depthwise_##INT8(kernels);             \
        cpu::fill_quantized_maps_##INT8(kernels);                  \
        return kernels;                                            \

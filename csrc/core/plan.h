@@ -99,7 +99,6 @@ struct Context {
   float** write_planes = nullptr;
   KeptInputState* kept_inputs = nullptr;
   AlgorithmChoice* choices = nullptr;
-  float* block_sums = nullptr;           // of the planes of one convolution (cpu::ConvCall)
   int32_t* channels = nullptr;           // renumbered channels of one group
   float* thread_scratch = nullptr;       // thread_scratch_size floats per rank
   const float* const* inputs = nullptr;  // this image of each graph input
@@ -133,8 +132,7 @@ struct Plan {
   int32_t max_channels = 1;
   int32_t list_pool_size = 0;
   int32_t kept_inputs = 0;
-  int32_t choices = 0;              // convolutions that choose among algorithms
-  int32_t max_summed_channels = 0;  // that a convolution adds up
+  int32_t choices = 0;  // convolutions that choose among algorithms
 
   const cpu::PlaneShape& shape_of(const MapRef& map) const { return shapes[static_cast<size_t>(map.shape)]->view; }
   const cpu::PlaneShape& shape_of(int32_t map) const { return shape_of(maps[static_cast<size_t>(map)]); }

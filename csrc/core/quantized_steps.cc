@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/quantized_conv_cost.h"
+
 namespace dynprune {
 namespace {
 
@@ -46,15 +48,46 @@ QuantizedConvStep::QuantizedConvStep(Plan& plan, QuantizedConvParams params)
         row_sum_[static_cast<size_t>(k)] += *source;
       }
   p_.weights = nullptr;
+  winograd_ = winograd_pays(p_.in_channels, p_.out_channels) && fits_winograd(plan);
+}
+
+// 3x3 taps in their order, stride 1, padding 1; and whatever the inputs are, live or not, no sum of an output leaves
+// the range that dividing by the scales of the transforms needs.
+bool QuantizedConvStep::fits_winograd(const Plan& plan) const {
+  const cpu::PlaneShape &in = plan.shape_of(p_.in_map), &out = shape_.out;
+  if (!plan.kernels->quantized->winograd || p_.depthwise || p_.groups > 1 || shape_.taps != 9) return false;
+  if (in.height != out.height || in.width != out.width || in.pitch != out.pitch) return false;
+  for (int32_t t = 0; t < shape_.taps; ++t) {
+    const int32_t column = t % 3 - 1;
+    if (p_.tap_column[static_cast<size_t>(t)] != column) return false;
+    if (p_.tap_offset[static_cast<size_t>(t)] != (t / 3 - 1) * out.pitch + column) return false;
+  }
+  const int64_t row_bytes = int64_t{shape_.taps} * cpu::quantized_row_channels(p_.in_channels);
+  const bool is_signed = p_.in_type == cpu::QuantizedType::kS8;
+  for (int32_t k = 0; k < p_.out_channels; ++k) {
+    int64_t positive = 0, negative = 0;
+    for (const int8_t* w = rows_ + k * row_bytes; w < rows_ + (k + 1) * row_bytes; ++w)
+      (*w > 0 ? positive : negative) += *w;
+    const int64_t most = is_signed ? 128 * (positive - negative) : 255 * std::max(positive, -negative);
+    if (most >= cpu::kWinogradSumLimit) return false;
+  }
+  return true;
+}
+
+bool QuantizedConvStep::winograd_pays(int32_t n_in, int32_t n_out) const {
+  return cpu::quantized_winograd_cycles(shape_, n_in, n_out) < cpu::quantized_direct_cycles(shape_, n_in, n_out);
 }
 
 size_t QuantizedConvStep::scratch_bytes(const Plan& plan) const {
-  return p_.depthwise ? 0 : plan.kernels->quantized->conv_scratch(shape_);
+  if (p_.depthwise) return 0;
+  const cpu::QuantizedKernels& kernels = *plan.kernels->quantized;
+  return std::max(kernels.conv_scratch(shape_), winograd_ ? kernels.winograd_scratch(shape_) : 0);
 }
 
 void QuantizedConvStep::run(const Plan& plan, Context& context, ThreadTeam& team) const {
   const LiveList& in = context.lists[p_.in_list];
   const LiveList& out = context.lists[p_.out_list];
+  const bool winograd = winograd_ && in.count > 0 && out.count > 0 && winograd_pays(in.count, out.count);
   if (context.record) {
     context.record->live_in = p_.model_inputs ? p_.model_inputs : in.count;
     context.record->live_out = out.count;
@@ -62,7 +95,10 @@ void QuantizedConvStep::run(const Plan& plan, Context& context, ThreadTeam& team
                           : p_.model_inputs ? int64_t{p_.model_inputs} * out.count
                                             : live_pairs(in, out, p_.in_channels, p_.out_channels, p_.groups);
     context.record->macs = p_.macs_per_pair * pairs;
-    context.record->kernel = p_.depthwise ? "int8 depthwise" : p_.groups > 1 ? "int8 grouped" : "int8 direct";
+    context.record->kernel = p_.depthwise    ? "int8 depthwise"
+                             : p_.groups > 1 ? "int8 grouped"
+                             : winograd      ? "int8 winograd F(4x4)"
+                                             : "int8 direct";
   }
   const cpu::QuantizedWeights weights{rows_, row_sum_.data(), p_.scale.data(), p_.bias.data()};
   const cpu::QuantizedConvCall call{group_planes(plan, context, p_.in_map),
@@ -86,11 +122,31 @@ void QuantizedConvStep::run(const Plan& plan, Context& context, ThreadTeam& team
   };
   const int64_t words_in = p_.depthwise ? 1 : planes_for(in.count / p_.groups, kChannelsPerWord);
   const int64_t cycles = words_in * out.count * shape_.taps * shape_.out.blocks;
-  if (cycles < kSerialCycles)
+  if (winograd)
+    run_winograd(plan, context, team, weights, call, out);
+  else if (cycles < kSerialCycles)
     part(0, 1);
   else
     team.run([&](int rank) { part(rank, team.size()); });
   if (p_.pass_list >= 0) pass_through(plan, context);
+}
+
+// A thread takes a band of rows where there are enough, else a share of the outputs; either way it transforms the
+// inputs that it needs for itself.
+void QuantizedConvStep::run_winograd(const Plan& plan, Context& context, ThreadTeam& team,
+                                     const cpu::QuantizedWeights& weights, const cpu::QuantizedConvCall& call,
+                                     const LiveList& out) const {
+  constexpr int kTile = 4, kLanes = 16;
+  const cpu::WinogradBands bands = cpu::winograd_bands({p_.in_channels, p_.out_channels, kTile, shape_.out}, kLanes);
+  const bool banded = team.size() <= bands.most();
+  const bool adds = p_.residual_scale != 0.0f;
+  team.run([&](int rank) {
+    const int size = team.size();
+    plan.kernels->quantized->winograd(shape_, weights, call, banded ? bands.rows(rank, size) : bands.rows(0, 1),
+                                      banded ? 0 : first_entry_of(out, kChannelsPerWord, adds, rank, size),
+                                      banded ? out.count : first_entry_of(out, kChannelsPerWord, adds, rank + 1, size),
+                                      context.thread_scratch + rank * plan.thread_scratch_size);
+  });
 }
 
 // Channels that are not computed: the residual alone, in the type and scale of the output.

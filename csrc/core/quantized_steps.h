@@ -36,6 +36,10 @@ class QuantizedConvStep final : public Step {
   size_t scratch_bytes(const Plan& plan) const;
 
  private:
+  bool fits_winograd(const Plan& plan) const;
+  bool winograd_pays(int32_t n_in, int32_t n_out) const;
+  void run_winograd(const Plan& plan, Context& context, ThreadTeam& team, const cpu::QuantizedWeights& weights,
+                    const cpu::QuantizedConvCall& call, const LiveList& out) const;
   void pass_through(const Plan& plan, Context& context) const;
 
   QuantizedConvParams p_;
@@ -43,6 +47,7 @@ class QuantizedConvStep final : public Step {
   cpu::QuantizedConvShape shape_{};
   int8_t* rows_;  // in the plan's packed memory
   std::vector<int32_t> row_sum_;
+  bool winograd_;  // may run as Winograd, and is faster so with all channels
 };
 
 // round(x / scale) of a float map, or of graph input `input` [C][H][W], for the listed channels.

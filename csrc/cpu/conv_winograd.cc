@@ -8,7 +8,6 @@
 
 #if defined(__AVX2__)
 
-#include "plane_combination.h"
 #include "winograd_channel_lanes.h"
 #include "winograd_groups.h"
 #include "winograd_input.h"
@@ -105,7 +104,6 @@ void winograd_output(const WinogradShape& shape, TileRows rows, WinogradWeights 
       const OutputPlane plane{call.output[at], &shape.out, &call.epilogue,
                               channel_epilogue(call.epilogue, call.out_channel[at], at)};
       store(grid, plane, products + k * grid.stride, out_matrix);
-      if (call.block_sums) sum_blocks(shape.out, plane.y, call.block_sums + int64_t{at} * kBlock);
     }
   }
 }

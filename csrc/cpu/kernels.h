@@ -49,9 +49,6 @@ struct ConvCall {
   const int32_t* out_channel;  // [n_out] row of the weights
   int32_t n_out;
   Epilogue epilogue;
-  // [n_out][kBlock]: where Winograd of a whole map adds up each finished plane while it is in the cache, for
-  // fold_block_sums; null = not wanted. The bits are those of plane_reduce.
-  float* block_sums = nullptr;
 };
 
 // Direct planar convolution. out[p] = sum over c, t of w[k][c][t] * in_c[p + tap_offset[t]].
@@ -223,8 +220,6 @@ using PlaneBinaryFn = void (*)(Binary, Clamp, const PlaneShape&, const float* x0
 using PlaneFillFn = void (*)(const PlaneShape&, float value, float* y);
 // y[p] = reduction over the pixels of plane x[p], in one fixed order (block lanes, then a fixed tree).
 using PlaneReduceFn = void (*)(Reduce, const PlaneShape&, const float* const* x, int32_t n, float* y);
-// y[p] = the sum of block p of `sums` / divisor.
-using FoldBlockSumsFn = void (*)(const float* sums, int32_t n, float divisor, float* y);
 
 struct PoolShape {
   PlaneShape in, out;
@@ -318,7 +313,6 @@ struct KernelTable {
   PlaneBinaryFn plane_binary;
   PlaneFillFn plane_fill;
   PlaneReduceFn plane_reduce;
-  FoldBlockSumsFn fold_block_sums;
   PlanePoolFn plane_max_pool, plane_avg_pool;
   PlaneAdaptivePoolFn plane_adaptive_pool;
   PhaseSplitFn phase_split;

@@ -1,6 +1,5 @@
 // Elementwise functions, fills and reductions on planes.
 #include "elementwise_ops.h"
-#include "plane_combination.h"
 
 namespace dynprune::cpu {
 namespace {
@@ -53,6 +52,37 @@ void plane_fill(const PlaneShape& shape, float value, float* y) {
   for_each_vector(shape, true, y, [=](int64_t) { return v; });
 }
 
+// Combines f(x) of all pixels to one block of values: block b goes to accumulator b mod 4, which hides the latency of
+// the combination; then the four are combined. Non-pixels count as `identity` when `masked`, else as f(0).
+template <bool kMasked, class F, class Combine>
+DYNPRUNE_INLINE void reduce_plane(const PlaneShape& shape, const float* x, float identity, F f, Combine combine,
+                                  Vec (&result)[kVecsPerBlock]) {
+  constexpr int kChains = 4;
+  Vec acc[kChains][kVecsPerBlock];
+  for (int c = 0; c < kChains; ++c) {
+    for (int v = 0; v < kVecsPerBlock; ++v) acc[c][v] = broadcast(identity);
+  }
+  const auto block = [&](int32_t b, int c) __attribute__((always_inline)) {
+    DYNPRUNE_UNROLL for (int v = 0; v < kVecsPerBlock; ++v) {
+      Vec value = f(load(x + int64_t{b} * kBlock + v * kLanes));
+      if (kMasked) {
+        const Vec pixel = keep(static_cast<uint32_t>(shape.store_mask[b]) >> (v * kLanes), broadcast(1.0f));
+        value = select(equal(pixel, zero()), broadcast(identity), value);
+      }
+      acc[c][v] = combine(acc[c][v], value);
+    }
+  };
+  int32_t b = 0;
+  for (; b + kChains <= shape.blocks; b += kChains) {
+    DYNPRUNE_UNROLL for (int c = 0; c < kChains; ++c) block(b + c, c);
+  }
+  for (int c = 0; b + c < shape.blocks; ++c) block(b + c, c);
+
+  for (int v = 0; v < kVecsPerBlock; ++v) {
+    result[v] = combine(combine(acc[0][v], acc[1][v]), combine(acc[2][v], acc[3][v]));
+  }
+}
+
 // y[p] = finish(the combination over plane x[p]). The lanes of kLanes planes are folded together.
 template <bool kMasked, class F, class Combine, class Finish>
 DYNPRUNE_INLINE void reduce_planes(const PlaneShape& shape, const float* const* x, int32_t n, float* y, float identity,
@@ -103,18 +133,6 @@ void plane_reduce(Reduce kind, const PlaneShape& shape, const float* const* x, i
   }
 }
 
-void fold_block_sums(const float* sums, int32_t n, float divisor, float* y) {
-  const auto plus = [](Vec a, Vec b) { return add(a, b); };
-  for (int32_t first = 0; first < n; first += kLanes) {
-    const int32_t count = n - first < kLanes ? n - first : kLanes;
-    Vec block[kLanes][kVecsPerBlock] = {};
-    for (int32_t p = 0; p < count; ++p) {
-      for (int v = 0; v < kVecsPerBlock; ++v) block[p][v] = load(sums + int64_t{first + p} * kBlock + v * kLanes);
-    }
-    store_first(y + first, count, div(fold_blocks(block, plus), broadcast(divisor)));
-  }
-}
-
 }  // namespace
 
 void DYNPRUNE_ISA_NAME(fill_plane_elementwise)(KernelTable& table) {
@@ -122,7 +140,6 @@ void DYNPRUNE_ISA_NAME(fill_plane_elementwise)(KernelTable& table) {
   table.plane_binary = plane_binary;
   table.plane_fill = plane_fill;
   table.plane_reduce = plane_reduce;
-  table.fold_block_sums = fold_block_sums;
 }
 
 }  // namespace dynprune::cpu

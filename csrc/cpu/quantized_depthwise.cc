@@ -112,7 +112,40 @@ using TileFn = void (*)(const QuantizedConvShape&, const WordChannels&, uint32_t
 constexpr TileFn kTile[2][kVectors] = {TILES(false), TILES(true)};
 #undef TILES
 
+// Whether every channel of the output is its input as it is, or zero: a gate of ones and zeros leaves of a map that
+// it masks just that.
+bool only_moves(const QuantizedConvShape& shape, const WordChannels& word) {
+  if (shape.taps != 1 || shape.in_type != shape.out_type) return false;
+  for (int32_t a = 0; a < kChannelsPerWord; ++a) {
+    const ChannelScale& c = word.scale[a];
+    if (c.bias != 0.0f || c.high != kMaxRounded) return false;
+    const bool unit = word.row[a] && word.row[a][0] == 1 && c.scale == 1.0f;
+    if (!unit && word.row[a] && c.scale != 0.0f) return false;
+  }
+  return true;
+}
+
+void move_plane(const QuantizedConvShape& shape, const WordChannels& word, uint32_t* y) {
+  const __m512i words = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+  __m512i from[kChannelsPerWord];
+  __mmask64 to[kChannelsPerWord];
+  for (int a = 0; a < kChannelsPerWord; ++a) {
+    from[a] = _mm512_add_epi8(words, _mm512_set1_epi8(static_cast<char>(word.byte[a])));
+    to[a] = word.row[a] && word.scale[a].scale != 0.0f ? 0x1111111111111111ull << a : 0;
+  }
+  for (int64_t block = 0; block < shape.out.blocks; ++block) {
+    const uint16_t inside = shape.tap_mask[0][block];
+    __m512i moved = _mm512_setzero_si512();
+    DYNPRUNE_UNROLL for (int a = 0; a < kChannelsPerWord; ++a) {
+      const __m512i in = load_pixels(word.plane[a] + block * kBlock + shape.tap_offset[0], inside);
+      moved = _mm512_mask_shuffle_epi8(moved, to[a], in, from[a]);
+    }
+    store_pixels(y + block * kBlock, shape.out.store_mask[block], moved);
+  }
+}
+
 void depthwise_plane(const QuantizedConvShape& shape, const WordChannels& word, uint32_t* y) {
+  if (only_moves(shape, word)) return move_plane(shape, word, y);
   const TileFn* tiles = kTile[share_words(word)];
   for (int32_t block = 0; block < shape.out.blocks; block += kVectors) {
     const int32_t left = shape.out.blocks - block;

@@ -71,6 +71,13 @@ using QuantizedScratchFn = size_t (*)(const QuantizedConvShape&);
 using QuantizedConvFn = void (*)(const QuantizedConvShape&, const QuantizedWeights&, const QuantizedConvCall&,
                                  int32_t first, int32_t last, void* scratch);
 
+// The same sums by Winograd's algorithm, exactly, for 3x3 taps, stride 1, padding 1, one group. Every output's sum has
+// to stay below kWinogradSumLimit for all inputs. Computes entries [first, last) of these rows of 4x4 tiles; a word is
+// written whole. Null where an ISA has none.
+constexpr int64_t kWinogradSumLimit = int64_t{1} << 25;
+using QuantizedWinogradFn = void (*)(const QuantizedConvShape&, const QuantizedWeights&, const QuantizedConvCall&,
+                                     TileRows rows, int32_t first, int32_t last, void* scratch);
+
 // Depthwise: channel c of the output reads channel c of the input, or zeros where that is not listed.
 // No residual. Computes planes [first, last).
 using QuantizedDepthwiseFn = void (*)(const QuantizedConvShape&, const QuantizedWeights&, const QuantizedConvCall&,
@@ -105,6 +112,8 @@ struct QuantizedKernels {
   int32_t tile_channels, tile_blocks;
   QuantizedScratchFn conv_scratch;
   QuantizedConvFn conv;
+  QuantizedScratchFn winograd_scratch;
+  QuantizedWinogradFn winograd;
   QuantizedDepthwiseFn depthwise;
   QuantizedRescaleFn rescale;
   QuantizeFn quantize;
@@ -118,6 +127,7 @@ struct QuantizedKernels {
 
 #define DYNPRUNE_DECLARE_QUANTIZED_FAMILIES(ISA)          \
   void fill_quantized_conv_##ISA(QuantizedKernels&);      \
+  void fill_quantized_winograd_##ISA(QuantizedKernels&);  \
   void fill_quantized_depthwise_##ISA(QuantizedKernels&); \
   void fill_quantized_maps_##ISA(QuantizedKernels&);
 DYNPRUNE_DECLARE_QUANTIZED_FAMILIES(generic)

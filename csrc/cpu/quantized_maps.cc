@@ -167,18 +167,30 @@ void sum_abs(const PlaneShape& shape, const uint32_t* x, QuantizedType type, int
 
 void sum_squares(const PlaneShape& shape, const uint32_t* x, QuantizedType type, int32_t* sums) {
 #if defined(DYNPRUNE_QUANTIZED_VECTORS)
-  // One factor has to be unsigned, the other signed: x * x = x * (x - 128) + 128 * x for u8, and
-  // (x + 128) * x - 128 * x for s8. Flipping the sign bit is adding or subtracting 128.
+  // Four positions of a channel side by side, as 16 bits, are two pairs for each instruction. Two sums for each half of
+  // the channels hide its latency.
   const bool is_signed = type == QuantizedType::kS8;
-  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
-  int32_t plain[kChannelsPerWord];
-  sum(shape, x, type, plain);
-  sum_products(shape, x, sums, [&](__m512i words, __m512i& left, __m512i& right) {
-    const __m512i flipped = _mm512_xor_si512(words, flip);
-    left = is_signed ? flipped : words;
-    right = is_signed ? words : flipped;
-  });
-  for (int a = 0; a < kChannelsPerWord; ++a) sums[a] += (is_signed ? -128 : 128) * plain[a];
+  __m512i low[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};   // channels 0 and 1, two words of each
+  __m512i high[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};  // channels 2 and 3
+  const auto add_block = [&](int64_t block, int at) __attribute__((always_inline)) {
+    const __m512i v = interleave(_mm512_loadu_si512(x + block * kBlock));  // a transpose of 4x4, its own inverse
+    __m512i first = _mm512_unpacklo_epi8(v, is_signed ? v : _mm512_setzero_si512());
+    __m512i second = _mm512_unpackhi_epi8(v, is_signed ? v : _mm512_setzero_si512());
+    if (is_signed) first = _mm512_srai_epi16(first, 8), second = _mm512_srai_epi16(second, 8);
+    add_pair_products(low[at], first, first);
+    add_pair_products(high[at], second, second);
+  };
+  int64_t block = 0;
+  for (; block + 2 <= shape.blocks; block += 2) {
+    add_block(block, 0);
+    add_block(block + 1, 1);
+  }
+  if (block < shape.blocks) add_block(block, 0);
+  const __m512i both[2] = {_mm512_add_epi32(low[0], low[1]), _mm512_add_epi32(high[0], high[1])};
+  for (int a = 0; a < kChannelsPerWord; ++a) {
+    const auto words = static_cast<__mmask16>(a % 2 ? 0xcccc : 0x3333);
+    sums[a] = _mm512_mask_reduce_add_epi32(words, both[a / 2]);
+  }
 #else
   sum_terms(shape, x, type, sums, [](int32_t v) { return v * v; });
 #endif

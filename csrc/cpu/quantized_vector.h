@@ -16,6 +16,11 @@ DYNPRUNE_VECTOR_INLINE void add_products(__m512i& acc, __m512i x, __m512i w) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
 }
 
+// acc += dot(s16 x, s16 w) per word of two, modulo 2^32.
+DYNPRUNE_VECTOR_INLINE void add_pair_products(__m512i& acc, __m512i x, __m512i w) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
+}
+
 // The sum of `bytes` signed bytes.
 inline int32_t sum_of_row(const uint8_t* row, int32_t bytes) {
   const __m512i ones = _mm512_set1_epi8(1);
@@ -87,6 +92,9 @@ DYNPRUNE_VECTOR_INLINE __m512i add_scaled(const __m512i (&v)[4], __m512i residua
   return to == QuantizedType::kS8 ? pack_s8(rounded) : pack_u8(rounded);
 }
 
+DYNPRUNE_VECTOR_INLINE __m512i load_pixels(const uint32_t* y, uint16_t mask) {
+  return _mm512_maskz_loadu_epi32(mask, y);
+}
 DYNPRUNE_VECTOR_INLINE void store_pixels(uint32_t* y, uint16_t mask, __m512i words) {
   _mm512_mask_storeu_epi32(y, mask, words);
 }

@@ -17,7 +17,6 @@
 #if defined(__AVX512F__)
 
 #include "lane_transpose.h"
-#include "plane_combination.h"
 
 namespace dynprune::cpu {
 namespace {
@@ -323,9 +322,6 @@ void lanes_output(const WinogradShape& shape, const float* raw, const float* v, 
     }
     lanes_output_transform<Tiles>(sums, pixels);
     finish(shape.out, call, at, shared.count, pixels);
-    if (call.block_sums) {
-      for (int32_t k = at; k < next; ++k) sum_blocks(shape.out, call.output[k], call.block_sums + int64_t{k} * kBlock);
-    }
     shared = coming;
     at = next;
   }

@@ -22,7 +22,7 @@ struct Isa {
   const char* name;
   int32_t lanes;
   bool supported;
-  void (*fill[7])(KernelTable&);
+  void (*fill[6])(KernelTable&);
 };
 
 // A convolution as the model states it.
@@ -209,12 +209,10 @@ struct Run {
             outputs.data() + first,
             out_list.data() + first,
             static_cast<int32_t>(last - first),
-            part,
-            block_sums ? block_sums + first * kBlock : nullptr};
+            part};
   }
   ConvCall call(const Epilogue& epilogue) const { return call(epilogue, 0, outputs.size()); }
 
-  float* block_sums = nullptr;
   PlanarMap output;
   std::vector<int32_t> in_list, out_list;
   std::vector<const float*> inputs;
@@ -648,19 +646,6 @@ void run_winograd(const KernelTable& table, const WinogradShape& shape, Winograd
   }
 }
 
-// Do the sums of the finished planes have the bits of plane_reduce?
-bool run_winograd_sums(const KernelTable& table, const WinogradShape& shape, WinogradWeights form,
-                       const std::vector<float>& weights, Run& run, const Epilogue& epilogue) {
-  const auto n = static_cast<size_t>(run.call(epilogue).n_out);
-  std::vector<float> blocks(n * kBlock), expected(n), got(n);
-  run.block_sums = blocks.data();
-  run_winograd(table, shape, form, weights, run, epilogue, false);
-  table.plane_reduce(Reduce::kMean, shape.out, run.outputs.data(), static_cast<int32_t>(n), expected.data());
-  table.fold_block_sums(blocks.data(), static_cast<int32_t>(n), static_cast<float>(shape.out.height * shape.out.width),
-                        got.data());
-  return std::memcmp(expected.data(), got.data(), n * sizeof(float)) == 0;
-}
-
 void test_winograd(const KernelTable& table, int32_t m, const Conv& conv, int32_t n_in, int32_t n_out, int terms) {
   Random random(static_cast<uint64_t>(conv.height * 131 + conv.width * 17 + n_in * 5 + n_out));
   PlanarInput in(conv, random);
@@ -699,8 +684,6 @@ void test_winograd(const KernelTable& table, int32_t m, const Conv& conv, int32_
     Run sliced(conv, in, live_in, live_out);
     run_winograd(table, shape, form, weights, sliced, epilogue, true);
     check_bits(sliced, "slices and weight forms give the same bits");
-    Run summed(conv, in, live_in, live_out);
-    check(run_winograd_sums(table, shape, form, weights, summed, epilogue), name + ": sums of planes");
   }
   for (int32_t c = 0; c < conv.in_channels; ++c) {
     if (!std::binary_search(live_in.begin(), live_in.end(), c)) in.clear(c);
@@ -831,18 +814,17 @@ int main() {
        4,
        true,
        {fill_conv_direct_generic, fill_conv_depthwise_generic, fill_conv_winograd_generic,
-        fill_conv_channel_lanes_generic, fill_conv_stem_generic, fill_conv_small_map_generic,
-        fill_plane_elementwise_generic}},
+        fill_conv_channel_lanes_generic, fill_conv_stem_generic, fill_conv_small_map_generic}},
       {"avx2",
        8,
        avx2,
        {fill_conv_direct_avx2, fill_conv_depthwise_avx2, fill_conv_winograd_avx2, fill_conv_channel_lanes_avx2,
-        fill_conv_stem_avx2, fill_conv_small_map_avx2, fill_plane_elementwise_avx2}},
+        fill_conv_stem_avx2, fill_conv_small_map_avx2}},
       {"avx512",
        16,
        avx512,
        {fill_conv_direct_avx512, fill_conv_depthwise_avx512, fill_conv_winograd_avx512, fill_conv_channel_lanes_avx512,
-        fill_conv_stem_avx512, fill_conv_small_map_avx512, fill_plane_elementwise_avx512}},
+        fill_conv_stem_avx512, fill_conv_small_map_avx512}},
   };
   for (const Isa& isa : isas) {
     if (!isa.supported) {

@@ -33,6 +33,7 @@ std::vector<Kernels> usable_kernels() {
 #define ADD_KERNELS(ISA)                             \
   list.push_back({#ISA, {}});                        \
   fill_quantized_conv_##ISA(list.back().table);      \
+  fill_quantized_winograd_##ISA(list.back().table);  \
   fill_quantized_depthwise_##ISA(list.back().table); \
   fill_quantized_maps_##ISA(list.back().table)
   ADD_KERNELS(generic);
@@ -159,6 +160,7 @@ struct ConvCase {
   int32_t live_in, live_out;
   bool gate, shift, depthwise;
   int32_t groups = 1;
+  bool mask = false;  // depthwise: weights and scales of 1, gates of 0 and 1
 
   int32_t row_inputs() const { return depthwise ? 1 : in_channels / groups; }
   int32_t first_input(int32_t k) const { return depthwise ? k : k / (out_channels / groups) * row_inputs(); }
@@ -191,6 +193,12 @@ struct Model {
       gate.push_back(random.below(5) ? random.uniform() * 2.0f : 0.0f);
       shift.push_back(random.uniform() * 20.0f);
     }
+    if (!c.mask) return;
+    rows.assign(rows.size(), 1);
+    row_sum.assign(row_sum.size(), c.kernel * c.kernel);
+    scale.assign(scale.size(), 1.0f);
+    bias.assign(bias.size(), 0.0f);
+    for (float& g : gate) g = g == 0.0f ? 0.0f : 1.0f;
   }
   int weight(const ConvCase& c, int32_t k, int32_t t, int32_t i) const {
     return rows[static_cast<size_t>((k * c.kernel * c.kernel + t) * row_channels + i)];
@@ -231,9 +239,44 @@ int expected(const ConvCase& c, const Model& m, QuantizedMap& in, const std::vec
   return clip(rounded(v), c.out_type);
 }
 
+// Memory of exactly the bytes that a kernel asks for, and full of rubbish.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : memory_(std::aligned_alloc(64, (bytes + 64) / 64 * 64), std::free) {
+    std::memset(memory_.get(), 0xa5, bytes);
+  }
+  void* get() const { return memory_.get(); }
+
+ private:
+  std::unique_ptr<void, void (*)(void*)> memory_;
+};
+
+// Where the outputs of a call may be cut into two parts, as for two threads.
+int32_t cut_of(const QuantizedConvCall& call, bool adds) {
+  if (!adds) return call.n_out / 2 / 4 * 4;
+  int32_t cut = call.n_out / 2;
+  while (cut > 0 && call.out_channel[cut - 1] / 4 == call.out_channel[cut] / 4) --cut;
+  return cut;
+}
+
+// Sums of these cases stay far below the limit: kWinogradSumLimit allows 115 channels of nothing but the largest.
+bool fits_winograd(const Kernels& kernels, const ConvCase& c) {
+  return kernels.table.winograd && c.kernel == 3 && c.groups == 1 && !c.depthwise;
+}
+
+// In two parts, as two threads would: bands of rows, or shares of the outputs.
+void run_winograd(const Kernels& kernels, const QuantizedConvShape& shape, const QuantizedWeights& weights,
+                  const QuantizedConvCall& call, bool adds, bool bands) {
+  const Scratch scratch(kernels.table.winograd_scratch(shape));
+  const int32_t rows = (shape.out.height + 3) / 4, row = bands ? rows / 2 / 4 * 4 : 0;
+  const int32_t cut = bands ? 0 : cut_of(call, adds);
+  if (bands && row > 0) kernels.table.winograd(shape, weights, call, {0, row}, 0, call.n_out, scratch.get());
+  if (!bands) kernels.table.winograd(shape, weights, call, {0, rows}, 0, cut, scratch.get());
+  kernels.table.winograd(shape, weights, call, {row, rows}, cut, call.n_out, scratch.get());
+}
+
 void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
   Random random(seed);
-  const std::string name = c.name(kernels.isa);
   const int32_t reach = c.kernel / 2, pitch = c.width + (seed % 2 ? std::max(reach, 1) : 0);
   const Geometry geometry(c.height, c.width, pitch);
   const int64_t guard = reach * pitch + reach;
@@ -250,17 +293,6 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
   const bool adds = c.residual_scale != 0.0f;
   QuantizedMap residual(geometry, c.out_channels, adds ? c.residual_type : c.out_type, 0, 0);
   residual.randomize(random);
-  QuantizedMap out(geometry, c.out_channels, c.out_type, 0, 0);
-  if (adds) {
-    QuantizedMap packed(geometry, c.out_channels, c.residual_type, 0, 0);
-    packed.values = residual.values;
-    packed.pack(all_of(c.out_channels));
-    for (int32_t g = 0; g < (c.out_channels + 3) / 4; ++g)
-      std::copy(packed.plane(g), packed.plane(g) + geometry.shape().blocks * kBlock, out.plane(g));
-  } else {
-    out.fill_words(kPoison);
-  }
-
   std::vector<int32_t> taps;
   for (int32_t t = 0; t < c.kernel * c.kernel; ++t)
     taps.push_back((t / c.kernel - reach) * pitch + t % c.kernel - reach);
@@ -279,55 +311,68 @@ void test_conv(const Kernels& kernels, const ConvCase& c, uint64_t seed) {
                                  c.inner_low,
                                  c.inner_high};
   const QuantizedWeights weights{model.rows.data(), model.row_sum.data(), model.scale.data(), model.bias.data()};
-  const QuantizedConvCall call{in.planes(),
-                               live_in.data(),
-                               static_cast<int32_t>(live_in.size()),
-                               out.planes(),
-                               live_out.data(),
-                               static_cast<int32_t>(live_out.size()),
-                               c.gate ? model.gate.data() : nullptr,
-                               c.shift ? model.shift.data() : nullptr};
   const auto n_out = static_cast<int32_t>(live_out.size());
-  if (c.depthwise) {
-    const int32_t planes = (n_out + 3) / 4, half = planes / 2;
-    kernels.table.depthwise(shape, weights, call, 0, half);
-    kernels.table.depthwise(shape, weights, call, half, planes);
-  } else {
-    const size_t bytes = kernels.table.conv_scratch(shape);
-    std::unique_ptr<void, void (*)(void*)> scratch(std::aligned_alloc(64, (bytes + 64) / 64 * 64), std::free);
-    std::memset(scratch.get(), 0xa5, bytes);
-    // In two parts, as two threads would.
-    int32_t cut = n_out / 2 / 4 * 4;
-    if (adds) {
-      cut = n_out / 2;
-      while (cut > 0 && live_out[static_cast<size_t>(cut - 1)] / 4 == live_out[static_cast<size_t>(cut)] / 4) --cut;
-    }
-    kernels.table.conv(shape, weights, call, 0, cut, scratch.get());
-    kernels.table.conv(shape, weights, call, cut, n_out, scratch.get());
-  }
-
-  bool equal = true, others_kept = true, fillers_zero = true;
+  std::vector<int> wanted;
   for (int32_t y = 0; y < c.height; ++y)
-    for (int32_t x = 0; x < c.width; ++x) {
-      for (int32_t i = 0; i < n_out; ++i) {
-        const int32_t k = live_out[static_cast<size_t>(i)];
-        const int want = expected(c, model, in, live_in, k, y, x, residual.at(k, y, x));
-        equal = equal && out.unpack(adds ? k : i, y, x) == want;
-      }
-      if (adds) {
-        for (int32_t k = 0; k < c.out_channels; ++k) {
-          if (std::binary_search(live_out.begin(), live_out.end(), k)) continue;
-          const int bits = out.unpack(k, y, x) & 255;
-          others_kept = others_kept && bits == (residual.at(k, y, x) & 255);
-        }
-      } else {
-        for (int32_t i = n_out; i < (n_out + 3) / 4 * 4; ++i) fillers_zero = fillers_zero && out.unpack(i, y, x) == 0;
-      }
+    for (int32_t x = 0; x < c.width; ++x)
+      for (int32_t k : live_out) wanted.push_back(expected(c, model, in, live_in, k, y, x, residual.at(k, y, x)));
+
+  for (bool winograd : {false, true}) {
+    if (winograd && !fits_winograd(kernels, c)) continue;
+    const std::string name = c.name(kernels.isa) + (winograd ? " winograd" : "");
+    QuantizedMap out(geometry, c.out_channels, c.out_type, 0, 0);
+    if (adds) {
+      QuantizedMap packed(geometry, c.out_channels, c.residual_type, 0, 0);
+      packed.values = residual.values;
+      packed.pack(all_of(c.out_channels));
+      for (int32_t g = 0; g < (c.out_channels + 3) / 4; ++g)
+        std::copy(packed.plane(g), packed.plane(g) + geometry.shape().blocks * kBlock, out.plane(g));
+    } else {
+      out.fill_words(kPoison);
     }
-  check(equal, name);
-  check(others_kept, name + ": a channel that is not computed changed");
-  check(fillers_zero, name + ": fillers");
-  check(out.pads_are_zero(), name + ": pads");
+
+    const QuantizedConvCall call{in.planes(),
+                                 live_in.data(),
+                                 static_cast<int32_t>(live_in.size()),
+                                 out.planes(),
+                                 live_out.data(),
+                                 static_cast<int32_t>(live_out.size()),
+                                 c.gate ? model.gate.data() : nullptr,
+                                 c.shift ? model.shift.data() : nullptr};
+    if (winograd) {
+      run_winograd(kernels, shape, weights, call, adds, seed % 2 == 0);
+    } else if (c.depthwise) {
+      const int32_t planes = (n_out + 3) / 4, half = planes / 2;
+      kernels.table.depthwise(shape, weights, call, 0, half);
+      kernels.table.depthwise(shape, weights, call, half, planes);
+    } else {
+      const Scratch scratch(kernels.table.conv_scratch(shape));
+      const int32_t cut = cut_of(call, adds);
+      kernels.table.conv(shape, weights, call, 0, cut, scratch.get());
+      kernels.table.conv(shape, weights, call, cut, n_out, scratch.get());
+    }
+
+    bool equal = true, others_kept = true, fillers_zero = true;
+    auto want = wanted.begin();
+    for (int32_t y = 0; y < c.height; ++y)
+      for (int32_t x = 0; x < c.width; ++x) {
+        for (int32_t i = 0; i < n_out; ++i)
+          equal = equal && out.unpack(adds ? live_out[static_cast<size_t>(i)] : i, y, x) == *want++;
+        if (adds) {
+          for (int32_t k = 0; k < c.out_channels; ++k) {
+            if (std::binary_search(live_out.begin(), live_out.end(), k)) continue;
+            const int bits = out.unpack(k, y, x) & 255;
+            others_kept = others_kept && bits == (residual.at(k, y, x) & 255);
+          }
+        } else {
+          for (int32_t i = n_out; i < (n_out + 3) / 4 * 4; ++i) fillers_zero = fillers_zero && out.unpack(i, y, x) == 0;
+        }
+      }
+    check(equal, name);
+    check(others_kept, name + ": a channel that is not computed changed");
+    check(fillers_zero, name + ": fillers");
+    check(out.pads_are_zero(), name + ": pads");
+  }
 }
 
 void test_convolutions(const Kernels& kernels) {
@@ -388,6 +433,17 @@ void test_convolutions(const Kernels& kernels) {
       c.residual_scale = 1.0f;
       test_conv(kernels, c, seed++);
     }
+  // Bands of a map that is too large for one, rows of more than 16 tiles, and last rows and columns of every width.
+  const int32_t large[][6] = {
+      {45, 46, 64, 64, 5, 5}, {6, 70, 9, 12, 6, 21}, {5, 131, 4, 4, 3, 3}, {33, 29, 30, 41, 19, 37}};
+  for (const auto& n : large)
+    for (QuantizedType type : {u8, s8}) {
+      ConvCase c{n[3], n[5],       n[0],      n[1], 3,    type, type,  type,
+                 0.0f, -kInfinity, kInfinity, n[2], n[4], true, false, false};
+      test_conv(kernels, c, seed++);
+      c.residual_scale = 1.0f;
+      test_conv(kernels, c, seed++);
+    }
   ConvCase stem{3, 10, 12, 17, 7, s8, u8, u8, 0.0f, -kInfinity, kInfinity, 3, 10, false, false, false};
   test_conv(kernels, stem, seed++);
   for (int32_t n : {1, 4, 6, 33})
@@ -407,6 +463,14 @@ void test_convolutions(const Kernels& kernels) {
         test_conv(kernels, c, seed++);
         c.live_in = 0;
         test_conv(kernels, c, seed++);
+        // A map behind a mask: with and without dead channels, and with inputs that are exactly zero.
+        ConvCase masked{n,          n,         size[0], size[1], 1,    type,  type, type, 0.0f,
+                        -kInfinity, kInfinity, n,       n,       true, false, true, 1,    true};
+        test_conv(kernels, masked, seed++);
+        masked.live_out = (n + 1) / 2;
+        test_conv(kernels, masked, seed++);
+        masked.live_in = (2 * n + 2) / 3;
+        test_conv(kernels, masked, seed++);
       }
 }
 
@@ -432,6 +496,56 @@ void test_extremes(const Kernels& kernels) {
       kernels.table.conv(shape, {rows.data(), sums.data(), scales.data(), biases.data()}, call, 0, 4, scratch.get());
       const float v = static_cast<float>(4 * channels * 127 * 255) * scale;  // a corner sees four of the nine taps
       check(out.unpack(0, 0, 0) == clip(rounded(v), type), kernels.isa + " extremes at scale " + std::to_string(scale));
+    }
+}
+
+// The largest sums that Winograd may meet, of both signs: with 24 bits and more a float says whether they are right to
+// one.
+void test_winograd_limit(const Kernels& kernels) {
+  if (!kernels.table.winograd) return;
+  const Geometry geometry(9, 9, 10);
+  const std::vector<int32_t> taps = {-11, -10, -9, -1, 0, 1, 9, 10, 11};
+  const TapMasks masks(geometry, taps_columns(3));
+  for (QuantizedType type : {QuantizedType::kU8, QuantizedType::kS8})
+    for (int weight : {127, -127}) {
+      const bool is_signed = type == QuantizedType::kS8;
+      const int64_t largest = is_signed ? -128 : 255;
+      const auto channels = static_cast<int32_t>((kWinogradSumLimit - 1) / (9 * 127 * std::abs(largest)));
+      const int64_t sum = 9 * channels * largest * weight;
+      const int32_t row_channels = quantized_row_channels(channels);
+      QuantizedMap in(geometry, channels, type, 11, 11), out(geometry, 4, QuantizedType::kS8, 0, 0);
+      for (auto& plane : in.values) plane.assign(plane.size(), static_cast<int>(largest));
+      const std::vector<int32_t> list = all_of(channels);
+      in.pack(list);
+      std::vector<int8_t> rows(static_cast<size_t>(4 * 9 * row_channels + kRowOverread), 0);
+      for (int32_t row = 0; row < 4 * 9; ++row)
+        std::fill_n(rows.begin() + row * row_channels, channels, static_cast<int8_t>(weight));
+      const std::vector<float> scales(4, 1.0f), biases(4, static_cast<float>(-sum));
+      const QuantizedConvShape shape{channels,
+                                     4,
+                                     1,
+                                     9,
+                                     taps.data(),
+                                     masks.table.data(),
+                                     geometry.shape(),
+                                     type,
+                                     QuantizedType::kS8,
+                                     QuantizedType::kS8,
+                                     0.0f,
+                                     -kInfinity,
+                                     kInfinity};
+      const QuantizedConvCall call{in.planes(), list.data(), channels, out.planes(), list.data(), 4, nullptr, nullptr};
+      const std::vector<int32_t> row_sums(4, 0);
+      run_winograd(kernels, shape, {rows.data(), row_sums.data(), scales.data(), biases.data()}, call, false, false);
+      bool equal = true;
+      for (int32_t k = 0; k < 4; ++k)
+        for (int32_t y = 0; y < 9; ++y)
+          for (int32_t x = 0; x < 9; ++x) {
+            const int64_t seen = (y % 8 ? 3 : 2) * (x % 8 ? 3 : 2);  // taps inside the map
+            const float v = static_cast<float>(seen * channels * largest * weight) - static_cast<float>(sum);
+            equal = equal && out.unpack(k, y, x) == clip(rounded(v), QuantizedType::kS8);
+          }
+      check(equal, kernels.isa + " winograd at its limit, sum " + std::to_string(sum));
     }
 }
 
@@ -579,6 +693,7 @@ int main() {
   for (const Kernels& kernels : usable_kernels()) {
     test_convolutions(kernels);
     test_extremes(kernels);
+    test_winograd_limit(kernels);
     test_maps(kernels);
     test_max_pool(kernels);
     test_windows(kernels);

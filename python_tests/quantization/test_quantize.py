@@ -81,6 +81,15 @@ def second_vector(op: Callable[..., Value], gate: Value) -> Value:
     return vector
 
 
+def strided_pointwise() -> Graph:
+    """1x1 convolutions with stride 2: one alone with its map, one whose map a 3x3 convolution reads as well."""
+    net = Network(13, size=(11, 13))
+    x = net.relu(net.conv(net.x, 9, "stem"))
+    y = net.mul(net.relu(net.conv(x, 10, "a", kernel=1, stride=2)), net.gate(x, 10))
+    z = net.relu(net.conv(net.relu(net.conv(y, 6, "b", kernel=3, stride=2)), 7, "c", kernel=1))
+    return net.finish(net.add(z, net.conv(y, 7, "shortcut", kernel=1, stride=2)))
+
+
 GRAPHS = {
     "gated": gated_resnet,
     "valued gates": lambda: gated_resnet(1, valued=True, size=(14, 9)),
@@ -97,6 +106,7 @@ GRAPHS = {
     "ungated fire modules": lambda: fire_modules(1, gated=False),
     "dense block": dense_block,
     "grouped": lambda: grouped_blocks(2),
+    "strided 1x1": strided_pointwise,
     "ungated groups": lambda: grouped_blocks(1, gated=False),
 }
 

@@ -39,6 +39,24 @@ def check_stored(node: Node, residual: Value | None) -> None:
         raise refuse(node, "a residual stream has to be stored whole")
 
 
+def strided_source(recorder: Recorder, node: Node) -> MapView:
+    """What a convolution reads of its input: the map, or its phases; the first alone if no reader needs another."""
+    x = node.inputs[0]
+    assert x is not None
+    if tuple(node.attrs["stride"]) == (1, 1):
+        return recorder.as_map(x)
+    return recorder.phase_split(x, node.attrs["stride"], first_only=all(map(_steps_over_pixels, recorder.users[x])))
+
+
+def _steps_over_pixels(user: Node) -> bool:
+    """Whether this reader of a map is a 1x1 convolution, or no convolution with a stride."""
+    if user.op not in ("conv2d", "quantized_conv2d") or tuple(user.attrs["stride"]) == (1, 1):
+        return True
+    weight = user.inputs[1]
+    assert weight is not None
+    return weight.type.shape[2:] == (1, 1) and not any(user.attrs["padding"])
+
+
 def residual_planes(recorder: Recorder, node: Node, residual: Value, source: MapView) -> MapView:
     """The planes that a convolution adds to: the residual's own where nobody else needs them, else a copy."""
     view = recorder.as_map(residual)
