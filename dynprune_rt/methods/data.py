@@ -167,7 +167,8 @@ class Batches:
                 stop = start + self.batch
                 yield self._normalise(self.data.images[start:stop]), self.data.labels[start:stop]
             return
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
+        # The generator takes 32 bits; the factor keeps the streams of small seeds apart.
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + self.epoch) % 2**32)
         order = torch.randperm(len(self.data), generator=generator)
         shifts = torch.randint(0, 2 * self.shift + 1, (len(order), 2), generator=generator)
         mirrored = torch.rand(len(order), generator=generator) < 0.5

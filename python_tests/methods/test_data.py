@@ -125,6 +125,17 @@ def test_an_epoch_is_the_same_whenever_it_is_drawn():
     assert not torch.equal(next(iter(one))[0], next(iter(other))[0])
 
 
+def test_seeds_and_epochs_draw_different_orders():
+    data, drawn = coloured(64), set()
+    for seed in (0, 1, 2):
+        batches = Batches(data, 64, augment=True, seed=seed)
+        for epoch in (0, 1, 2):
+            batches.set_epoch(epoch)
+            ((images, _),) = batches
+            drawn.add(images.numpy().tobytes())
+    assert len(drawn) == 9
+
+
 def test_augmented_images_are_shifted_or_mirrored_copies():
     data = coloured(6, size=12)
     batches = Batches(data, 6, augment=True, shift=2)
