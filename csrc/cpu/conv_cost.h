@@ -156,7 +156,8 @@ inline double stem_cycles(const StemShape& shape, int32_t live_in, int32_t live_
 }
 
 // What the parts of planar Winograd take: the transforms of one vector of tiles or weights, stores included, and the
-// products beside what `position_split` expects. Least squares over the sweep of conv_bench, to 6 % (AVX2: 10 %).
+// products beside what `position_split` expects. F(4x4): least squares over the sweep of conv_bench,
+// to 6 % (AVX2: 10 %). F(2x2), which few maps take, by hand.
 struct WinogradCycles {
   double input[3];  // by TileGrid::kind()
   double output[3];

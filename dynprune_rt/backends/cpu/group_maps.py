@@ -45,11 +45,11 @@ def strided_source(recorder: Recorder, node: Node) -> MapView:
     assert x is not None
     if tuple(node.attrs["stride"]) == (1, 1):
         return recorder.as_map(x)
-    return recorder.phase_split(x, node.attrs["stride"], first_only=all(map(_steps_over_pixels, recorder.users[x])))
+    return recorder.phase_split(x, node.attrs["stride"], first_only=all(map(_reads_no_later_phase, recorder.users[x])))
 
 
-def _steps_over_pixels(user: Node) -> bool:
-    """Whether this reader of a map is a 1x1 convolution, or no convolution with a stride."""
+def _reads_no_later_phase(user: Node) -> bool:
+    """Whether this reader of a map is a 1x1 convolution, which reads the first phase alone, or reads no phases."""
     if user.op not in ("conv2d", "quantized_conv2d") or tuple(user.attrs["stride"]) == (1, 1):
         return True
     weight = user.inputs[1]

@@ -8,7 +8,14 @@ import numpy as np
 
 from dynprune_rt import _C
 from dynprune_rt.backends.cpu.geometry import convolution_taps
-from dynprune_rt.backends.cpu.group_maps import check_stored, map_size, operands, refuse, residual_planes
+from dynprune_rt.backends.cpu.group_maps import (
+    check_stored,
+    map_size,
+    operands,
+    refuse,
+    residual_planes,
+    strided_source,
+)
 from dynprune_rt.backends.cpu.image_windows import record_windows, window_reader
 from dynprune_rt.backends.cpu.lowering import LayerFacts, Recorder
 from dynprune_rt.backends.cpu.pass_through import passes_unchanged
@@ -41,7 +48,7 @@ def lower_bf16_conv2d(recorder: Recorder, node: Node) -> bool:
         model_inputs, in_channels = in_channels, weights.shape[1]
     else:
         source_map = recorder.as_map(x)
-        source = source_map if stride == (1, 1) else recorder.phase_split(x, (stride[0], stride[1]))
+        source = strided_source(recorder, node)
         in_list = recorder.live_list(x)
     out = recorder.new_map(y) if residual is None else residual_planes(recorder, node, residual, source_map)
     source.pitch_class.unite(out.pitch_class)
